@@ -92,6 +92,14 @@ def test_pixels_are_those_of_the_image_folder(folder, spec, tmp_path):
             assert ours[index][1] == theirs[index][1]
 
 
+def test_many_items_at_once_are_those_read_one_by_one(folder, spec, tmp_path):
+    data = mapped(decode(open_source(folder), spec.input_size, tmp_path), "train", spec).first([3, 0, 5])
+    one_by_one = [data[index] for index in (7, 0, 0, 3)]
+    at_once = data.__getitems__([7, 0, 0, 3])
+    assert [label for _, label in at_once] == [label for _, label in one_by_one]
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(at_once, one_by_one, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["nested", "zip", "zip in a folder"])
 def test_every_form_of_the_data_gives_the_same_images(kind, folder, spec, tmp_path):
     plain = open_source(folder)

@@ -149,6 +149,13 @@ class MappedImages(Dataset[tuple[Tensor, int]]):
         pixels = torch.from_numpy(np.array(self._pixels[row])).float().div_(255.0)
         return (pixels - self._mean) / self._std, int(self._all_labels[row])
 
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Many items at once, normalised together; what a ``DataLoader`` asks for. Equal to one by one."""
+        rows = self._rows[torch.as_tensor(indices)]
+        pixels = torch.from_numpy(self._pixels[rows.numpy()]).float().div_(255.0)
+        images = pixels.sub_(self._mean).div_(self._std)
+        return list(zip(images.unbind(), self._all_labels[rows].tolist(), strict=True))
+
     def only(self, label: int, limit: int | None = None) -> "MappedImages":
         """The items of one class, the first ``limit`` of them."""
         return self._take(torch.nonzero(self.labels == label).flatten()[:limit])

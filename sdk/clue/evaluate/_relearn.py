@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from clue._head import classifier_head
 from clue.errors import DataError
 from clue.evaluate._accuracy import Accuracy
-from clue.evaluate._view import ModelView, evaluating
+from clue.evaluate._view import BATCH_SIZE, ModelView, evaluating
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def relearn(
         momentum: of SGD.
         reset_row: class whose row (and bias) of the head is set to the mean of the others first.
     """
-    student = copy.deepcopy(model)
+    # In this layout a convolution's backward pass takes a sixth less time on the CPU; it rounds differently.
+    student = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kept = {}
     with evaluating(student) as device:
         for parameter in student.parameters():
@@ -129,7 +130,7 @@ class Relearning:
         targets = torch.nonzero(view.test.labels == k).flatten()
         if len(targets) == 0 or not (labels == k).any():
             raise DataError("relearning needs training and test images of the forget class")
-        asked = [_stack(view.test_data, part) for part in torch.split(targets, 250)]
+        asked = [_stack(view.test_data, part) for part in torch.split(targets, BATCH_SIZE)]
         after: dict[int, list[Accuracy]] = {step: [] for step in self.steps}
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.zeros(0)
