@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 import clue
 from clue.bench import BenchOptions, Sizes, bench
-from clue.bench._images import decode, mapped, open_source
 from clue.data import write_digits
+from clue.data.decoded import decode, mapped, open_source
 from clue.spec import ModelSpec
 
 pytestmark = pytest.mark.integration

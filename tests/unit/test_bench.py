@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -12,7 +13,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 import clue
 from clue.architectures import build_model
@@ -29,8 +29,10 @@ from clue.bench import (
     worker,
 )
 from clue.bench._job import write_result
-from clue.cli import _bench as bench_command_module
+from clue.cli import app
+from clue.cli._run import run
 from clue.data import image_folder
+from clue.data.decoded import decoded_digest
 from clue.errors import ClueError, DataError, HyperparameterError, UnknownMethodError
 from clue.spec import ModelSpec
 
@@ -177,6 +179,7 @@ def test_an_unreadable_image_is_named(folder, spec, tmp_path):
     (data / "train/corn/3.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(DataError, match=r"cannot read the image train/corn/3\.png"):
         decode(open_source(data), spec.input_size, tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [".lock"]
 
 
 def test_one_class_is_too_few(tmp_path):
@@ -187,20 +190,58 @@ def test_one_class_is_too_few(tmp_path):
         open_source(tmp_path)
 
 
+def test_the_cache_is_named_by_content(folder, spec, tmp_path):
+    key = open_source(folder).key
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert open_source(tmp_path / "elsewhere").key == key
+    archives = [zipped(folder, tmp_path / name, prefix) for name, prefix in (("a.zip", "x"), ("b.zip", "y/z"))]
+    assert open_source(archives[0]).key == open_source(archives[1]).key
+    # An archive is read by its check sums; what comes out of it is the same data set.
+    sources = [open_source(path) for path in (folder, archives[0])]
+    found = {decoded_digest(decode(source, spec.input_size, tmp_path / "cache")) for source in sources}
+    assert len(found) == 1
+    changed = tmp_path / "elsewhere" / "train" / "corn" / "3.png"
+    before = changed.stat()
+    Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other = open_source(tmp_path / "elsewhere")
+    assert other.key != key
+    assert decoded_digest(decode(other, spec.input_size, tmp_path / "cache")) not in found
+
+
+def test_labels_follow_the_logits_of_the_model(folder, tmp_path):
+    turned = ModelSpec("resnet20", ("corn", "apple", "bean"), (8, 8))
+    images = mapped(decode(open_source(folder), (8, 8), tmp_path), "test", turned)
+    assert images.labels.tolist() == [1] * 4 + [2] * 4 + [0] * 4
+    with pytest.raises(DataError, match="'corn', which the model lacks"):
+        mapped(decode(open_source(folder), (8, 8), tmp_path), "test", ModelSpec("resnet20", ("apple", "bean")))
+
+
+def test_empty_class_and_damaged_cache(folder, spec, tmp_path):
+    shutil.copytree(folder, tmp_path / "data")
+    (tmp_path / "data" / "test" / "dill").mkdir()
+    with pytest.raises(DataError, match=r"test/dill holds no \.png"):
+        open_source(tmp_path / "data")
+    images = decode(open_source(folder), spec.input_size, tmp_path / "cache")
+    (images / "done.json").write_text("{}")
+    with pytest.raises(DataError, match="is damaged, delete it"):
+        mapped(images, "train", spec)
+
+
 # -- jobs ----------------------------------------------------------------------------------------
 
 
 def job_of(folder, spec, weights, cache, **changes) -> WorkerJob:
     images = decode(open_source(folder), spec.input_size, cache)
     base = {
-        "cache": str(images), "spec": spec.to_json(), "weights": str(weights), "oracle": str(weights),
-        "forget_class": 1, "sizes": SIZES,
+        "cache": str(images), "spec": spec.to_json(), "weights": str(weights), "oracles": (str(weights),),
+        "forget_class": 1, "sizes": SIZES, "task": "forget" if "method" in changes else "judge",
     }  # fmt: skip
     return WorkerJob(**base | changes)
 
 
 def test_job_round_trip():
-    job = WorkerJob("c", "s", "w", "o", 3, "delete", {"lr": 0.5}, 7, 2, QUICK)
+    job = WorkerJob("c", "s", 3, "forget", "w", ("o", "p"), "delete", {"lr": 0.5}, 7, "f", 2, QUICK)
     assert WorkerJob.from_json(job.to_json()) == job
     for text in ("", "[]", "{}", '{"sizes": {"lots": 1}}'):
         with pytest.raises(DataError, match="not a bench job"):
@@ -227,7 +268,7 @@ def test_measures_of_the_oracle_itself(folder, spec, weights, tmp_path):
     found = worker.measure(job_of(folder, spec, weights, tmp_path))
     assert found["kl_to_oracle"] == pytest.approx(0.0, abs=1e-9)
     assert "seconds" not in found
-    assert worker.measure(job_of(folder, spec, weights, tmp_path, oracle=""))["kl_to_oracle"] is None
+    assert worker.measure(job_of(folder, spec, weights, tmp_path, oracles=()))["kl_to_oracle"] is None
 
 
 def test_worker_writes_a_failure_as_a_result(folder, spec, weights, tmp_path, capsys):
@@ -246,6 +287,8 @@ def test_results_are_strict_json(tmp_path):
     write_result(tmp_path / "r.json", worker._finite({"a": [float("nan"), 1.0], "b": {"c": float("inf")}}))
     assert json.loads((tmp_path / "r.json").read_text()) == {"a": [None, 1.0], "b": {"c": None}}
 
+
+TIMED = {"seconds_30_epochs": 900.0, "seconds_source": "extrapolated from 20 timed steps"}
 
 # -- options -------------------------------------------------------------------------------------
 
@@ -266,6 +309,10 @@ def options_of(folder, model, tmp_path, **changes) -> BenchOptions:
         ({"seeds": 0}, DataError, "at least 1"),
         ({"hyperparameters": {"delete": {"lr": -1.0}}}, HyperparameterError, "lr must be positive"),
         ({"forget_classes": ()}, DataError, "one oracle serves one class"),
+        ({"oracle_seeds": 2}, DataError, "one oracle serves one seed"),
+        ({"oracle_seeds": 0}, DataError, "at least 1"),
+        ({"recipe": "cake"}, HyperparameterError, "no training recipe 'cake'"),
+        ({"hyperparameters": {"retrain": {"recipe": "cake"}}}, HyperparameterError, "no training recipe 'cake'"),
         ({"oracle_weights": Path("gone-{class}")}, DataError, "gone-bean does not exist"),
         ({"weights": Path("gone")}, DataError, "gone does not exist"),
         ({"data": Path("gone")}, DataError, "gone does not exist"),
@@ -284,10 +331,12 @@ def test_bundle_knows_its_own_spec(folder, spec, tmp_path, monkeypatch):
     asked = []
 
     def answer(_self, job, _title):
+        if job.task == "time":
+            return TIMED
         asked.append(job)
         return {"ua": 50.0, "ra": 90.0, "ta": 80.0, "mia": 10.0}
 
-    monkeypatch.setattr("clue.bench._run._Runner.__call__", answer)
+    monkeypatch.setattr("clue.bench._run.Runner.__call__", answer)
     report = bench(
         options_of(folder, bundle, tmp_path, architecture="ignored", input_size=(1, 1)), json_path=tmp_path / "r.json"
     )
@@ -304,10 +353,12 @@ def test_all_classes_methods_and_seeds_are_run(folder, weights, tmp_path, monkey
     seen = []
 
     def answer(_self, job, _title):
+        if job.task == "time":
+            return TIMED
         seen.append((Path(job.weights).stem, job.forget_class, job.method, job.seed))
         return {"ua": 10.0, "ra": 90.0, "ta": 80.0, "mia": 10.0} if job.method != "clue" else {"error": "no"}
 
-    monkeypatch.setattr("clue.bench._run._Runner.__call__", answer)
+    monkeypatch.setattr("clue.bench._run.Runner.__call__", answer)
     pattern = tmp_path / "oracles" / "{class}.safetensors"
     changed = options_of(
         folder, weights, tmp_path, forget_classes=(), methods=("clue", "delete"), oracle_weights=pattern, seeds=2
@@ -323,8 +374,8 @@ def test_all_classes_methods_and_seeds_are_run(folder, weights, tmp_path, monkey
 
 
 def test_a_broken_oracle_is_an_error(folder, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr("clue.bench._run._Runner.__call__", lambda *_: {"error": "it is broken"})
-    with pytest.raises(ClueError, match="cannot judge bean: Retrain: it is broken"):
+    monkeypatch.setattr("clue.bench._run.Runner.__call__", lambda *_: {"error": "it is broken"})
+    with pytest.raises(ClueError, match="judging bean: Retrain: it is broken"):
         bench(options_of(folder, weights, tmp_path))
 
 
@@ -360,28 +411,38 @@ def test_table_shows_gaps_means_and_failures():
     assert "94.0" in text
 
 
-def test_command_prints_table_and_writes_report(folder, weights, tmp_path, monkeypatch):
-    import typer
+def test_command_prints_table_and_writes_report(folder, weights, tmp_path, monkeypatch, capsys):
+    def command(*arguments):
+        status = run(app, [str(a) for a in arguments])
+        return status, *capsys.readouterr()
 
     measured = MEASURED | {"detail": {}}
-    monkeypatch.setattr("clue.bench._run._Runner.__call__", lambda *_: dict(measured))
-    app = typer.Typer()
-    bench_command_module.attach(app)
-    common = ["--data", folder, "--weights", weights, "--forget-class", "bean", "--image-size", "8",
+    monkeypatch.setattr("clue.bench._run.Runner.__call__", lambda *_: dict(measured))
+    common = ["bench", "--data", folder, "--weights", weights, "--forget-class", "bean", "--image-size", "8",
               "--cache", tmp_path / "cache", "--oracle-weights", weights]  # fmt: skip
-    ran = CliRunner().invoke(app, [str(a) for a in (*common, "--methods", "delete", "--json", tmp_path / "r.json")])
-    assert ran.exit_code == 0, ran.output
-    assert "forget bean" in ran.output
+    status, out, err = command(*common, "--methods", "delete", "--json", tmp_path / "r.json")
+    assert status == 0, err
+    assert "forget bean" in out
     assert len(json.loads((tmp_path / "r.json").read_text())["runs"]) == 1
-    wrong = CliRunner().invoke(app, [str(a) for a in (*common, "--methods", "oblivion")])
-    assert wrong.exit_code == 1
-    assert "error: there is no unlearning method 'oblivion'" in wrong.output
-    assert "Traceback" not in wrong.output
-    usage = CliRunner().invoke(app, [str(a) for a in (*common, "--json", tmp_path / "no" / "r.json")])
-    assert usage.exit_code == 2
+    for wrong, expected, said in (
+        (("--methods", "oblivion"), 2, "there is no unlearning method 'oblivion'"),
+        (("--json", tmp_path / "no" / "r.json"), 2, "does not exist"),
+        (("--json", tmp_path), 2, "is a folder"),
+        (("--json", "-"), 2, "takes a file"),
+        (("--resume",), 2, "needs --json"),
+        (("--settings", tmp_path / "none"), 2, "cannot read"),
+        (("--cache", folder / "train" / "apple" / "0.png"), 1, "cannot write the image cache"),
+        (("--weights", folder), 1, "no model bundle"),
+    ):
+        status, out, err = command(*common, *wrong)
+        assert (status, out) == (expected, ""), err
+        last = err.splitlines()[-1]
+        assert last.startswith("clue: error: ")
+        assert said in last
     monkeypatch.setattr(
-        "clue.bench._run._Runner.__call__", lambda _s, job, _t: {"error": "no"} if job.method else dict(measured)
+        "clue.bench._run.Runner.__call__",
+        lambda _s, job, _t: {"error": "no"} if job.task == "forget" else dict(measured),
     )
-    failed = CliRunner().invoke(app, [str(a) for a in (*common, "--methods", "delete")])
-    assert failed.exit_code == 1
-    assert "delete on bean, seed 0: no" in failed.output
+    status, out, err = command(*common, "--methods", "delete")
+    assert status == 1
+    assert "delete on bean, seed 0: no" in err

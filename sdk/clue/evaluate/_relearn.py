@@ -47,11 +47,17 @@ class RelearnResult:
         values = [accuracy.value for accuracy in self.after[steps]]
         return statistics.stdev(values) if len(values) > 1 else float("nan")
 
+    def interval(self, steps: int) -> tuple[float, float]:
+        """95 % Wilson interval of :meth:`value`; the draws share their test images, so these count once."""
+        draws = self.after[steps]
+        return Accuracy(round(statistics.fmean(one.correct for one in draws)), draws[0].samples).interval()
+
     def as_dict(self) -> dict[str, Any]:
         """The result as plain data."""
         return {
             "after": {str(k): [one.as_dict() for one in draws] for k, draws in self.after.items()},
             "mean": {str(k): self.value(k) for k in self.after},
+            "interval95": {str(k): self.interval(k) for k in self.after},
             "draws": len(next(iter(self.after.values()))),
             "train_samples": self.train_samples,
             "head_reset": self.head_reset,
