@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from clue.bench import (
     worker,
 )
 from clue.bench._job import write_result
+from clue.bench._report import cost, over_seeds, summary
 from clue.cli import app
 from clue.cli._run import run
 from clue.data import image_folder
@@ -379,6 +381,102 @@ def test_a_broken_oracle_is_an_error(folder, weights, tmp_path, monkeypatch):
         bench(options_of(folder, weights, tmp_path))
 
 
+# -- report --------------------------------------------------------------------------------------
+
+
+def test_means_and_spread_over_oracles():
+    found = over_seeds([
+        {"seed": 0, "ua": 0.0, "ra": 94.0, "ta": 88.0, "mia": 100.0, "energy_source": "rapl", "detail": {"a": 1}},
+        {"seed": 1, "ua": 0.0, "ra": 96.0, "ta": 86.0, "mia": 100.0, "energy_source": "rapl", "detail": {"a": 2}},
+    ])  # fmt: skip
+    assert (found["ra"], found["seeds"], found["energy_source"]) == (95.0, 2, "rapl")
+    assert found["spread"]["ra"] == pytest.approx(2**0.5)
+    assert "detail" not in found
+    assert [one["average_gap"] for one in found["per_seed"]] == [0.5, 0.5]
+    alone = over_seeds([{"seed": 0, "ua": 1.0, "detail": {}}])
+    assert (alone["ua"], alone["detail"], alone["spread"]) == (1.0, {}, {"ua": None})
+
+
+def run_of(method, name="bean", seed=0, **figures):
+    return {"forget_class": name, "method": method, "seed": seed} | figures
+
+
+def test_summary_over_classes_and_seeds():
+    runs = [run_of("delete", average_gap=1.0, linear_probe=70.0), run_of("delete", "corn", average_gap=4.0),
+            run_of("delete", seed=1, error="no")]  # fmt: skip
+    found = summary({"runs": runs, "retrain": {"bean": {"linear_probe": 50.0}, "corn": {}}})["delete"]
+    assert (found["runs"], found["failed"]) == (2, 1)
+    assert found["average_gap"] == {"mean": 2.5, "std": pytest.approx(4.5**0.5), "worst": 4.0}
+    assert found["linear_probe_above_retrain"] == {"mean": 20.0, "std": None, "worst": 20.0}
+    assert found["relearn_5"]["mean"] is None
+
+
+def test_cost_ratios():
+    runs = [run_of("clue_plus", seconds=10.0, peak_rss_bytes=60), run_of("clue_plus", seconds=30.0, peak_rss_bytes=80),
+            run_of("boundary_shrinking", seconds=100.0, peak_rss_bytes=100)]  # fmt: skip
+    found = cost({"runs": runs, "retrain": {"bean": {"seconds_30_epochs": 600.0}}}, "bean")
+    assert found["clue_plus"]["times_faster_than_retrain_30_epochs"] == 30.0
+    assert found["clue_plus"]["times_faster_than_boundary_shrinking"] == 5.0
+    assert found["clue_plus"]["peak_rss_share_of_boundary_shrinking"] == 0.7
+    alone = cost({"runs": runs[:1], "retrain": {"bean": {}}}, "bean")["clue_plus"]
+    assert alone["times_faster_than_retrain_30_epochs"] is None
+    assert alone["times_faster_than_boundary_shrinking"] is None
+
+
+def test_a_bench_goes_on_where_it_was_stopped(folder, weights, tmp_path, monkeypatch):
+    asked = []
+
+    def answer(_self, job, _title):
+        if job.task == "time":
+            return TIMED
+        if job.task == "forget":
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            asked.append((job.method, job.seed))
+        return {"ua": 50.0, "ra": 90.0, "ta": 80.0, "mia": 10.0} if asked != [("clue", 0)] else {"error": "no"}
+
+    monkeypatch.setattr("clue.bench._run.Runner.__call__", answer)
+    options = options_of(folder, weights, tmp_path, methods=("clue", "delete"), seeds=2)
+    path = tmp_path / "r.json"
+    with pytest.raises(KeyboardInterrupt):
+        bench(options, json_path=path)
+    assert asked == [("clue", 0), ("clue", 1), ("delete", 0)]
+    assert len(json.loads(path.read_text())["runs"]) == 3
+    del asked[:]
+    report = bench(options, json_path=path, resume=True)
+    # The run that failed is tried again; the two that are done are not.
+    assert asked == [("clue", 0), ("delete", 1)]
+    assert [(run["method"], run["seed"]) for run in report["runs"]] == [
+        ("clue", 0), ("clue", 1), ("delete", 0), ("delete", 1)
+    ]  # fmt: skip
+    for changes, name in (({"seeds": 3}, "seeds"), ({"hyperparameters": {"delete": {"lr": 0.5}}}, "settings")):
+        with pytest.raises(DataError, match=f"other options: {name} was") as caught:
+            bench(replace(options, **changes), json_path=path, resume=True)
+        assert "\n" not in str(caught.value)
+    path.write_text("{")
+    with pytest.raises(DataError, match="cannot continue"):
+        bench(options, json_path=path, resume=True)
+
+
+def test_models_as_they_are_are_judged_once(folder, weights, tmp_path, monkeypatch):
+    titles = []
+
+    def answer(_self, job, title):
+        titles.append(title)
+        return TIMED if job.task == "time" else {"ua": 50.0, "ra": 90.0, "ta": 80.0, "mia": 10.0}
+
+    monkeypatch.setattr("clue.bench._run.Runner.__call__", answer)
+    options = options_of(folder, weights, tmp_path)
+    bench(options)
+    assert titles[0] == "judging bean: Retrain"  # the original has the same weights: the same judgement
+    del titles[:]
+    bench(options)
+    assert not any(title.startswith("judging") for title in titles)
+    bench(replace(options, use_judged=False))
+    bench(replace(options, sizes=replace(SIZES, retained=5)))
+    assert sum(title.startswith("judging") for title in titles) == 3
+
+
 # -- table and command ---------------------------------------------------------------------------
 
 MEASURED = {
@@ -399,7 +497,8 @@ def shown(report) -> str:
 def test_table_shows_gaps_means_and_failures():
     common = {"forget_class": "bean", "method": "delete"}
     runs = [common | MEASURED, common | MEASURED | {"ua": 8.0}, {**common, "method": "clue", "error": "x"}]
-    text = shown({"retrain": {"bean": ORACLE}, "original": {"bean": MEASURED}, "runs": runs})
+    report = {"retrain": {"bean": ORACLE}, "original": {"bean": MEASURED}, "runs": runs}
+    text = shown(report | {"cost": {"bean": cost(report, "bean")}})
     row = next(line for line in text.splitlines() if "delete" in line)
     assert "6.0 (6.0)" in row
     assert "92.0 (2.0)" in row
@@ -409,6 +508,22 @@ def test_table_shows_gaps_means_and_failures():
     retrain = next(line for line in text.splitlines() if line.strip().startswith("Retrain"))
     assert "(" not in retrain
     assert "94.0" in text
+
+
+def test_no_number_is_cut_on_a_narrow_terminal():
+    methods = ("selective_synaptic_dampening", "boundary_shrinking")
+    high = MEASURED | {"ua": 100.0, "ra": 0.0, "ta": 0.0, "mia": 0.0, "average_gap": 94.25}
+    runs = [run_of(method, seed=seed) | high for method in methods for seed in (0, 1)]
+    report = {"retrain": {"bean": ORACLE}, "original": {"bean": high}, "runs": runs}
+    report |= {"summary": summary(report), "cost": {"bean": cost(report, "bean")}}
+    console = Console(file=io.StringIO(), width=80)
+    for table in tables(report):
+        console.print(table)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert "94.25" in text
+    for heading in ("avg gap", "back 40", "boundary_s. is", "probe-Retrain"):
+        assert heading in text
 
 
 def test_command_prints_table_and_writes_report(folder, weights, tmp_path, monkeypatch, capsys):

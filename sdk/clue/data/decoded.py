@@ -108,17 +108,23 @@ def open_source(path: Path) -> ImageSource:
     return ImageSource(root, {pair: sorted(found) for pair, found in members.items()})
 
 
+def find_root(folder: Path) -> Path | None:
+    """The folder with ``train/`` and ``test/`` at or right below ``folder``, or its archive; None if there is none."""
+    for candidate in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
+        if all((candidate / split).is_dir() for split in SPLITS):
+            return candidate
+    return folder / ARCHIVE if (folder / ARCHIVE).is_file() else None
+
+
 def _locate(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
         raise DataError(f"{path} does not exist: give a folder with train/ and test/, or a zip archive")
-    for folder in (path, *sorted(child for child in path.iterdir() if child.is_dir())):
-        if all((folder / split).is_dir() for split in SPLITS):
-            return folder
-    if (path / ARCHIVE).is_file():
-        return path / ARCHIVE
-    raise DataError(f"{path} holds neither train/ and test/ nor {ARCHIVE}")
+    root = find_root(path)
+    if root is None:
+        raise DataError(f"{path} holds neither train/ and test/ nor {ARCHIVE}")
+    return root
 
 
 def _archive_names(path: Path) -> list[str]:
