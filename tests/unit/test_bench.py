@@ -35,7 +35,7 @@ from clue.cli import app
 from clue.cli._run import run
 from clue.data import image_folder
 from clue.data.decoded import decoded_digest
-from clue.errors import ClueError, DataError, HyperparameterError, UnknownMethodError
+from clue.errors import BundleError, ClueError, DataError, HyperparameterError, UnknownMethodError
 from clue.spec import ModelSpec
 
 CLASSES = ("apple", "bean", "corn")
@@ -285,6 +285,11 @@ def test_worker_writes_a_failure_as_a_result(folder, spec, weights, tmp_path, ca
     assert "not a bench job" in capsys.readouterr().err
 
 
+def test_a_result_that_cannot_be_written_is_one_line(tmp_path):
+    with pytest.raises(DataError, match=r"cannot write .*r\.json: No such file"):
+        write_result(tmp_path / "gone" / "r.json", {})
+
+
 def test_results_are_strict_json(tmp_path):
     write_result(tmp_path / "r.json", worker._finite({"a": [float("nan"), 1.0], "b": {"c": float("inf")}}))
     assert json.loads((tmp_path / "r.json").read_text()) == {"a": [None, 1.0], "b": {"c": None}}
@@ -313,6 +318,7 @@ def options_of(folder, model, tmp_path, **changes) -> BenchOptions:
         ({"forget_classes": ()}, DataError, "one oracle serves one class"),
         ({"oracle_seeds": 2}, DataError, "one oracle serves one seed"),
         ({"oracle_seeds": 0}, DataError, "at least 1"),
+        ({"architecture": "small_vit"}, BundleError, "does not fit the architecture"),
         ({"recipe": "cake"}, HyperparameterError, "no training recipe 'cake'"),
         ({"hyperparameters": {"retrain": {"recipe": "cake"}}}, HyperparameterError, "no training recipe 'cake'"),
         ({"oracle_weights": Path("gone-{class}")}, DataError, "gone-bean does not exist"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clue import __version__
+from clue.architectures import build_model
 from clue.bench._job import WorkerJob, write_result
 from clue.bench._judged import code_digest, describe, judged
 from clue.bench._options import BenchOptions
@@ -15,6 +16,7 @@ from clue.bench._report import Measures, cost, over_seeds, summary, with_gap
 from clue.bench._resume import earlier_runs
 from clue.bench._runner import Quiet, Reporter, Runner
 from clue.bench._training import EPOCHS_OF_THE_PAPER
+from clue.bundle import load_weights
 from clue.data.decoded import decode, decoded_digest, open_source
 from clue.errors import ClueError, DataError
 from clue.methods import get_method
@@ -53,6 +55,11 @@ def bench(
     source = open_source(options.data)
     spec, weights = options.model(source.classes)
     classes = options.classes(spec)
+    given = [options.oracle_path(name, seed) for name in classes for seed in range(options.oracle_seeds)]
+    given_oracles = list(dict.fromkeys(path for path in given if path is not None))
+    for path in (weights, *given_oracles):
+        # Now, not after an hour of training.
+        load_weights(build_model(spec), path)
     if json_path is not None:
         _check_writable(json_path)
     reporter.line(f"images: {options.data}")
@@ -70,9 +77,8 @@ def bench(
         "model": describe(spec),
         "code": [__version__, code_digest()],
     }
-    if options.oracle_weights is not None:
-        given = [options.oracle_path(name, seed) for name in classes for seed in range(options.oracle_seeds)]
-        identity["oracle"] = [file_sha256(path) for path in given if path is not None]
+    if given_oracles:
+        identity["oracle"] = [file_sha256(path) for path in given_oracles]
     identity = json.loads(json.dumps(identity))  # as it will be read back: a tuple is a list there
     done = earlier_runs(json_path, identity, FORMAT) if resume and json_path is not None else {}
     report: dict[str, Any] = {
