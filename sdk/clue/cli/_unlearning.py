@@ -1,5 +1,6 @@
 """``clue forget`` and ``clue evaluate``."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,8 @@ def forget(
     if json_file and str(json_file) == "-":
         write_json(json_file, body)
     report = result.report
+    for warning in report.warnings:
+        click.echo(f"clue: warning: {_with_names(warning, bundle.spec)}", err=True)
     rows = [("model", str(out)), ("forgot", f"{class_name} with {method}, {report.samples} images")]
     if before and after:
         rows += [
@@ -156,6 +159,11 @@ def _forget_with_bar(
             hyperparameters=hyperparameters,
             batch_size=batch_size,
         )
+
+
+def _with_names(text: str, spec: "ModelSpec") -> str:
+    """The SDK speaks of ``class 3``, people of cats."""
+    return re.sub(r"\bclass (\d+)\b", lambda found: f"'{spec.classes[int(found[1])]}'", text)
 
 
 def _score(model: "nn.Module", spec: "ModelSpec", holdout: Path, index: int) -> Scores:
