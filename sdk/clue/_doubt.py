@@ -3,8 +3,12 @@
 Nothing can know for sure. But where the original is confident that many of the forget images show
 another class, someone should look at them before a class is lost that was to stay. An image counts
 where the model gives another class a probability of at least ``CONFIDENT``. A model with 85 % accuracy
-on the class is wrong, and not always confident, on 15 % of its images; so we warn only where the share
-of such images lies above 15 % by three standard errors (Wilson's interval): 19 of 64, 8 of 20, 2 of 2.
+on the class is wrong on 15 % of its images and sure of at most two thirds of these; so we warn only where
+the share lies above 10 % by three standard errors (Wilson's interval): 14 of 64, 7 of 20, 2 of 2.
+
+Measured on ResNet-20 and CIFAR-10's test images, whose classes have accuracies of 75 to 94 %: 0.4 to 4.2 %
+of the images count, and none of 5,000 draws of 64 warns. With half of the images replaced by another
+class's, 78 % (bird) to 100 % of the draws do; with 30 %, 14 to 97 %.
 """
 
 import math
@@ -14,7 +18,7 @@ from torch import Tensor
 
 IMAGES = 64  # looked at, at most: the first of the forget set, one forward pass each
 CONFIDENT = 0.9
-ORDINARY_ERROR = 0.15
+ORDINARY_ERROR = 0.10
 _STANDARD_ERRORS = 3.0
 
 
@@ -39,8 +43,8 @@ def other_class_warning(logits: Tensor, forget_class: int) -> str:
 def lower_bound(hits: int, count: int) -> float:
     """Lower end of Wilson's interval of a share, three standard errors wide.
 
-    >>> round(lower_bound(20, 64), 3)
-    0.171
+    >>> round(lower_bound(14, 64), 3)
+    0.104
     """
     z = _STANDARD_ERRORS
     half = z * math.sqrt(hits * (count - hits) / count + z * z / 4)

@@ -427,10 +427,11 @@ def test_the_look_at_the_images_does_not_change_the_run():
 
 
 @pytest.mark.parametrize(
-    ("hits", "count", "warns"), [(19, 64, True), (18, 64, False), (8, 20, True), (2, 2, True), (1, 1, False)]
+    ("hits", "count", "warns"),
+    [(14, 64, True), (13, 64, False), (7, 20, True), (6, 20, False), (2, 2, True), (1, 1, False)],
 )
 def test_ordinary_errors_do_not_warn(hits, count, warns):
-    """Even if a model with 85 % accuracy were sure of every error: the rule that the docs state."""
+    """Even where a model with 85 % accuracy is sure of two thirds of its errors: the rule that the module states."""
     from clue._doubt import other_class_warning
 
     logits = torch.zeros(count, CLASSES)
