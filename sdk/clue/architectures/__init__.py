@@ -41,7 +41,7 @@ def build_model(spec: ModelSpec, *, allowed_factories: Collection[str] = ()) -> 
         )
     try:
         return factory(**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AssertionError) as error:
         raise BundleError(f"cannot build {name!r}: {error}") from None
 
 
@@ -64,7 +64,7 @@ def _torchvision_model(name: str, arguments: dict[str, object]) -> nn.Module:
         raise BundleError(f"torchvision has no classifier called {name!r}")
     try:
         model: nn.Module = models.get_model(name, weights=None, **arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AssertionError) as error:
         raise BundleError(f"cannot build torchvision:{name}: {error}") from None
     return model
 
