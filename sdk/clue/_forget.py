@@ -1,6 +1,7 @@
 """``clue.forget``: run an unlearning method on a copy of a model, measured and checked."""
 
 import copy
+import operator
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,20 +10,23 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from clue import _doubt as doubt
 from clue.bundle import parameters_are_finite
 from clue.errors import ForgetDivergedError, ForgetInputError
 from clue.metering import EnergyReading, measure_energy
 from clue.metering.memory import peak_memory
 from clue.methods import get_method, make_hyperparameters
+from clue.methods._batch import last_line
 from clue.methods._job import ForgetJob, Progress
-from clue.methods._registry import Hyperparameters
+from clue.methods._registry import Hyperparameters, Method
 
 __all__ = ["ForgetReport", "ForgetResult", "Progress", "forget"]
 
 DEFAULT_BATCH_SIZE = 64
+_LOOK_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,12 @@ class ForgetReport:
         forget_accuracy: per epoch, the share of forget samples still classified as the class
             while the epoch ran; None for methods that do not track it.
         seconds: wall-clock seconds of the run.
-        cpu_seconds: CPU seconds of this process.
+        cpu_seconds: CPU seconds of this process in that time.
         energy: joules, their source and uncertainty.
         peak_memory_bytes: highest resident memory of this process during the run.
         weights_changed: share of trainable weights that differ from the original.
+        warnings: what looks wrong though nothing failed, one line each: so far only that the original
+            takes many of the forget images for another class (see :mod:`clue._doubt` for the rule).
     """
 
     method: str
@@ -61,6 +67,7 @@ class ForgetReport:
     energy: EnergyReading
     peak_memory_bytes: int
     weights_changed: float = field(default=0.0)
+    warnings: tuple[str, ...] = ()
 
     @property
     def joules(self) -> float:
@@ -122,26 +129,31 @@ def forget(
     if batch_size < 1:
         raise ForgetInputError(f"batch_size must be at least 1, got {batch_size}")
     generator = torch.Generator().manual_seed(seed)
+    forget_class = _class_index(forget_class)
     device = _device_of(model)
     with _seeded(seed), _as_teacher(model):
-        _check_class(model, forget_data, forget_class, device)
-        student = copy.deepcopy(model).eval()
-        job = ForgetJob(
-            student=student,
-            original=model,
-            loader=_loader(forget_data, batch_size, generator),
-            forget_class=forget_class,
-            generator=generator,
-            device=device,
-            on_progress=progress or (lambda _progress: None),
-        )
         started, cpu_started = time.perf_counter(), time.process_time()
         with peak_memory() as memory, measure_energy() as energy:
-            chosen.run(job, settings)
+            # Randomness of its own: what is drawn for the look must not change the run.
+            with _seeded(seed):
+                seen = _look(model, forget_data, forget_class, batch_size, device)
+            student = copy.deepcopy(model).eval()
+            job = ForgetJob(
+                student=student,
+                original=model,
+                loader=_loader(forget_data, batch_size, generator),
+                forget_class=forget_class,
+                generator=generator,
+                device=device,
+                on_progress=progress or (lambda _progress: None),
+                samples=len(seen),
+            )
+            _run(chosen, job, settings)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
         if not parameters_are_finite(student):
             raise ForgetDivergedError("a weight is not finite after unlearning: lower the learning rate")
         changed = _share_changed(model, student)
+        warning = doubt.other_class_warning(seen, forget_class)
     return ForgetResult(
         model=student,
         report=ForgetReport(
@@ -159,11 +171,35 @@ def forget(
             energy=energy.reading(),
             peak_memory_bytes=memory.peak_bytes,
             weights_changed=changed,
+            warnings=(warning,) if warning else (),
         ),
     )
 
 
+def _class_index(forget_class: object) -> int:
+    """The index as an int, whatever integer type it comes in; a name or a float is refused."""
+    try:
+        return operator.index(forget_class)  # type: ignore[arg-type]
+    except TypeError:
+        raise ForgetInputError(
+            f"forget_class must be the index of a logit, got {forget_class!r}: spec.class_index(NAME) gives it"
+        ) from None
+
+
+def _run(method: Method, job: ForgetJob, settings: Hyperparameters) -> None:
+    """Run the method; what torch cannot compute becomes one line."""
+    try:
+        method.run(job, settings)
+    except RuntimeError as error:
+        reason = last_line(error)
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
+            reason = f"out of memory, use a smaller batch size ({reason})"
+        raise ForgetInputError(f"{method.name} cannot run on this model and these images: {reason}") from error
+
+
 def _device_of(model: nn.Module) -> torch.device:
+    if not isinstance(model, nn.Module):
+        raise ForgetInputError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     parameter = next(model.parameters(), None)
     if parameter is None:
         raise ForgetInputError("the model has no parameters: nothing can be unlearned")
@@ -195,39 +231,71 @@ def _as_teacher(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _loader(data: "DataLoader[Any] | Dataset[Any]", batch_size: int, generator: torch.Generator) -> "DataLoader[Any]":
+def _loader(data: Any, batch_size: int, generator: torch.Generator) -> "DataLoader[Any]":
     if isinstance(data, DataLoader):
         return data
-    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+    if isinstance(data, str | bytes) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise ForgetInputError("forget_data must be a DataLoader or a Dataset with a length")
     if len(data) == 0:
         raise ForgetInputError("the forget set is empty: give at least one image of the class")
     return DataLoader(data, batch_size=batch_size, shuffle=True, generator=generator)
 
 
-def _check_class(model: nn.Module, data: Any, forget_class: int, device: torch.device) -> None:
-    """Try one sample: its shape must suit the model, and the model must have the logit."""
+@torch.no_grad()
+def _look(model: nn.Module, data: Any, forget_class: int, batch_size: int, device: torch.device) -> Tensor:
+    """Logits of the first forget images, shape (n, K); they must suit the model, which must have the logit."""
     probe = ForgetJob(
         student=model,
         original=model,
-        loader=_loader(data, 1, torch.Generator()),
+        loader=_loader(data, min(batch_size, _LOOK_BATCH), torch.Generator()),
         forget_class=forget_class,
         generator=torch.Generator(),
         device=device,
     )
-    images = next(probe.batches())[:1]
+    logits: list[Tensor] = []
+    left = doubt.IMAGES
+    for images in probe.batches():
+        if not logits:
+            _check_logits(model, images[:1], forget_class)
+        logits.append(model(images[:left]).float())
+        left -= len(logits[-1])
+        if left <= 0:
+            break
+    return torch.cat(logits)
+
+
+def _check_logits(model: nn.Module, image: Tensor, forget_class: int) -> None:
+    """Refuse an image (1, C, H, W) that the model cannot take, and answers that are no logits."""
+    trainable = any(parameter.requires_grad for parameter in model.parameters())
     try:
-        with torch.no_grad():
-            logits = model(images)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        with torch.enable_grad():
+            logits = model(image)
+    except Exception as error:
         raise ForgetInputError(
-            f"the model cannot take images of shape {tuple(images.shape)} and type {images.dtype}: {reason}"
-        ) from None
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
-        raise ForgetInputError("the model must map images to logits of shape (N, K) with K >= 2")
+            f"the model cannot take images of shape {tuple(image.shape)} and type {image.dtype}: "
+            f"{_wrong_channels(model, image) or last_line(error)}"
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise ForgetInputError(
+            f"the model must map images to logits of shape (N, K), it returns a {type(logits).__name__}: wrap it"
+        )
+    if logits.ndim != 2 or len(logits) != len(image) or logits.shape[1] < 2 or not logits.is_floating_point():
+        raise ForgetInputError(
+            f"the model must map images to logits of shape (N, K) with K >= 2, "
+            f"it maps {tuple(image.shape)} to {tuple(logits.shape)} of type {logits.dtype}"
+        )
+    if trainable and not logits.requires_grad:
+        raise ForgetInputError("the model's logits carry no gradient: its forward must not detach or switch it off")
     if not 0 <= forget_class < logits.shape[1]:
         raise ForgetInputError(f"the model has {logits.shape[1]} classes, there is no class {forget_class}")
+
+
+def _wrong_channels(model: nn.Module, image: Tensor) -> str:
+    """What is wrong with the number of channels, judged by the first convolution; empty if nothing is."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.in_channels == image.shape[1]:
+        return ""
+    return f"they have {image.shape[1]} channel(s), its first layer takes {first.in_channels}"
 
 
 @torch.no_grad()

@@ -34,13 +34,15 @@ def overwrite_row(model: nn.Module, index: int, margin: float) -> bool:
 
     The row is a picture of its class in feature space. Afterwards its logit is the mean of the other
     logits less ``margin``, for every input. Returns False (and does nothing) where the network has no
-    linear head with a bias.
+    linear head with a bias, or the head is frozen.
     """
     try:
         head = classifier_head(model)
     except HeadError:
         return False
-    if head.bias is None or head.out_features < 2 or not 0 <= index < head.out_features:
+    if head.bias is None or not (head.weight.requires_grad and head.bias.requires_grad):
+        return False
+    if head.out_features < 2 or not 0 <= index < head.out_features:
         return False
     others = torch.arange(head.out_features, device=head.weight.device) != index
     head.weight[index] = head.weight[others].mean(0)

@@ -1,15 +1,16 @@
 """Load and save model bundles (see :mod:`clue.spec`). No pickle is read or written anywhere."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from clue._head import HeadError, classifier_head
 from clue.architectures import build_model
 from clue.errors import BundleError
 from clue.spec import SPEC_FILE, WEIGHTS_FILE, ModelSpec, file_sha256, read_spec, verify_weights
@@ -50,6 +51,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise BundleError(f"cannot read weights from {path}: {error}") from None
     own = model.state_dict()
+    state = _present_names(state, own)
     missing = sorted(own.keys() - state.keys())
     # A step counter that no forward pass reads; exporters often leave it out.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
@@ -57,13 +59,43 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if missing or extra:
         problem = f"missing {missing[:3]}" if missing else f"unexpected {extra[:3]}"
         raise BundleError(f"{path} does not fit the architecture: {problem}")
+    head = _head_name(model)
     for name, tensor in state.items():
+        if tensor.shape != own[name].shape and name in (f"{head}.weight", f"{head}.bias"):
+            raise BundleError(
+                f"{path} holds weights of {len(tensor)} classes, but {len(own[name])} class names are given: "
+                "name every class of the weights, in the order of the logits"
+            )
         if tensor.shape != own[name].shape:
             raise BundleError(
                 f"{path} does not fit the architecture: {name} is {tuple(tensor.shape)}, "
                 f"the model has {tuple(own[name].shape)}"
             )
     model.load_state_dict(state, strict=False)
+
+
+def _present_names(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights under the names that torchvision gives its transformers' MLPs since 0.13.
+
+    Its published checkpoints carry the old ones, and only an unpickled ``load_state_dict`` would rename them.
+    """
+    renamed = {}
+    for name, tensor in state.items():
+        present = name.replace(".mlp.linear_1.", ".mlp.0.").replace(".mlp.linear_2.", ".mlp.3.")
+        renamed[name if name in own else present] = tensor
+    return renamed
+
+
+def _head_name(model: nn.Module) -> str | None:
+    """Name of the classifier head in the state dict; None for a model that does not end in a linear layer."""
+    try:
+        head = classifier_head(model)
+    except HeadError:
+        return None
+    for name, module in model.named_modules():
+        if module is head:
+            return str(name)
+    return None
 
 
 def save_bundle(folder: str | Path, model: nn.Module, spec: ModelSpec) -> ModelSpec:

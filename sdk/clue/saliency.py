@@ -38,20 +38,42 @@ def threshold_masks(scores: Sequence[Tensor], tau: float) -> Masks:
 
 
 def top_fraction_masks(scores: Sequence[Tensor], fraction: float) -> Masks:
-    """Free the ``fraction`` of all weights with the highest saliency, ranked over the whole model."""
+    """Free the ``fraction`` of all weights with the highest saliency (>= 0), ranked over the whole model."""
     if fraction >= 1.0:
         return [torch.ones_like(score, dtype=torch.bool) for score in scores]
     total = sum(score.numel() for score in scores)
-    keep = max(1, round(fraction * total))
-    # A bisection on the threshold needs no sorted copy of every weight of a large model.
-    low, high = 0.0, max(float(score.max()) for score in scores)
-    for _ in range(60):
-        middle = (low + high) / 2
-        if sum(int((score > middle).sum()) for score in scores) > keep:
-            low = middle
-        else:
-            high = middle
-    return threshold_masks(scores, high)
+    return threshold_masks(scores, _ranked(scores, max(1, round(fraction * total))))
+
+
+def _ranked(scores: Sequence[Tensor], rank: int) -> float:
+    """The score that ``rank`` others of all scores reach; 0 where there are not that many.
+
+    Floats that are not negative sort like their bits, so two counts, of the upper and of the lower 16 bits,
+    find it: four passes, and no sorted copy of every weight of a large model.
+    """
+    upper = _count((_bits(score) >> 16).flatten() for score in scores)
+    if rank >= int(upper.sum()):
+        return 0.0
+    high, left = _bin_of(upper, rank)
+    lower = _count(bits[bits >> 16 == high] & 0xFFFF for bits in map(_bits, scores))
+    low, _ = _bin_of(lower, left)
+    return float(torch.tensor(high << 16 | low, dtype=torch.int32).view(torch.float32))
+
+
+def _bits(score: Tensor) -> Tensor:
+    return score.detach().float().contiguous().view(torch.int32)
+
+
+def _count(parts: Iterable[Tensor]) -> Tensor:
+    counts = [torch.bincount(part, minlength=1 << 16) for part in parts]
+    return torch.stack(counts).sum(0)
+
+
+def _bin_of(counts: Tensor, rank: int) -> tuple[int, int]:
+    """The bin of the element at ``rank`` (0 is the largest), and its rank inside that bin."""
+    above = counts.flip(0).cumsum(0)
+    index = int(torch.searchsorted(above, rank, right=True))
+    return len(counts) - 1 - index, rank - (int(above[index - 1]) if index else 0)
 
 
 def density(masks: Sequence[Tensor]) -> float:

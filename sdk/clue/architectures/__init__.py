@@ -12,17 +12,19 @@ from clue.errors import BundleError
 from clue.spec import ModelSpec
 
 _BUILT_IN: dict[str, Callable[..., nn.Module]] = {"resnet20": resnet20, "small_vit": small_vit}
+_VISION_TRANSFORMER = re.compile(r"small_vit\Z|torchvision:vit_")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*\Z")
 
 
 def build_model(spec: ModelSpec, *, allowed_factories: Collection[str] = ()) -> nn.Module:
     """A freshly initialised model of the spec's architecture; BundleError if there is none.
 
-    Importable factories are called as ``factory(num_classes=N, **arguments)`` and only if
+    A vision transformer is built for the spec's input size, which must be square and a multiple of
+    its patches. Importable factories are called as ``factory(num_classes=N, **arguments)`` and only if
     their name is in ``allowed_factories``.
     """
     name = spec.architecture
-    arguments = dict(spec.arguments) | {"num_classes": len(spec.classes)}
+    arguments = _image_size(spec) | dict(spec.arguments) | {"num_classes": len(spec.classes)}
     if name in _BUILT_IN:
         factory = _BUILT_IN[name]
     elif name.startswith("torchvision:"):
@@ -39,8 +41,18 @@ def build_model(spec: ModelSpec, *, allowed_factories: Collection[str] = ()) -> 
         )
     try:
         return factory(**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AssertionError) as error:
         raise BundleError(f"cannot build {name!r}: {error}") from None
+
+
+def _image_size(spec: ModelSpec) -> dict[str, object]:
+    """``image_size`` of a vision transformer: its position embedding fits one input size only."""
+    if not _VISION_TRANSFORMER.match(spec.architecture) or "image_size" in spec.arguments:
+        return {}
+    height, width = spec.input_size
+    if height != width:
+        raise BundleError(f"{spec.architecture!r} takes square images only, the input size is {height} x {width}")
+    return {"image_size": height}
 
 
 def _torchvision_model(name: str, arguments: dict[str, object]) -> nn.Module:
@@ -52,7 +64,7 @@ def _torchvision_model(name: str, arguments: dict[str, object]) -> nn.Module:
         raise BundleError(f"torchvision has no classifier called {name!r}")
     try:
         model: nn.Module = models.get_model(name, weights=None, **arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AssertionError) as error:
         raise BundleError(f"cannot build torchvision:{name}: {error}") from None
     return model
 

@@ -1,7 +1,9 @@
 """``clue info``, ``clue methods`` and ``clue import-weights``."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import click
 import typer
@@ -9,6 +11,8 @@ import typer
 from clue.cli._output import check_json_target, new_folder, screen, two_columns, write_json
 from clue.errors import BundleError
 from clue.spec import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_spec, verify_weights
+
+_MOST_NAMES = 20
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +49,7 @@ def info(
     )
     rows = [
         ("architecture", spec.architecture),
-        ("classes", ", ".join(spec.classes)),
+        ("classes", _listed(spec.classes)),
         ("forgotten", ", ".join(spec.forgotten) or "none"),
         ("input", f"RGB {height} x {width}, mean {spec.mean}, std {spec.std}"),
         ("weights", f"{values:,} numbers, {size / 1e6:.1f} MB"),
@@ -77,15 +81,20 @@ def methods() -> None:
 def import_weights(
     file: Path = typer.Argument(help="State dict as safetensors."),
     arch: str = typer.Option(..., "--arch", help="resnet20, small_vit or torchvision:NAME."),
-    classes: str = typer.Option(..., "--classes", help="Class names in the order of the logits, with commas."),
+    classes: str = typer.Option(
+        ..., "--classes", help="Class names in the order of the logits, with commas; or @FILE, one name a line."
+    ),
     out: Path = typer.Option(..., "--out", help="Folder for the bundle."),
     input_size: str = typer.Option("32x32", "--input-size", metavar="HxW", help="Height and width in pixels."),
     mean: str = typer.Option("0.485,0.456,0.406", "--mean", help="Mean of R, G, B in [0, 1]."),
     std: str = typer.Option("0.229,0.224,0.225", "--std", help="Standard deviation of R, G, B."),
+    argument: list[str] = typer.Option(
+        [], "--argument", metavar="KEY=VALUE", help="Extra argument of the architecture, in JSON; repeatable."
+    ),
     force: bool = typer.Option(False, "--force", help="Replace an older model in --out."),
 ) -> None:
     """Make a model bundle from weights in a safetensors file."""
-    spec = make_spec(arch, parse_classes(classes), input_size, mean, std)
+    spec = make_spec(arch, parse_classes(classes), input_size, mean, std, parse_arguments(argument))
     with new_folder(out, force=force, marker=SPEC_FILE) as folder:
         import clue
         from clue.architectures import build_model
@@ -94,15 +103,36 @@ def import_weights(
         model = build_model(spec)
         load_weights(model, file)
         clue.save_bundle(folder, model, spec)
-    two_columns(screen(None), [("model", str(out)), ("classes", ", ".join(spec.classes))])
+    two_columns(screen(None), [("model", str(out)), ("classes", _listed(spec.classes))])
 
 
 def parse_classes(text: str) -> tuple[str, ...]:
-    """``a,b,c`` as names; a usage error where one is empty."""
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names):
-        raise click.UsageError(f"--classes takes names with commas between them, got {text!r}")
+    """``a,b,c`` or ``@FILE`` as names; a usage error where one is empty or the file cannot be read."""
+    if text.startswith("@"):
+        try:
+            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.UsageError(f"--classes cannot read {text[1:]}: {error}") from None
+        names = tuple(line.strip() for line in lines if line.strip())
+    else:
+        names = tuple(name.strip() for name in text.split(","))
+    if not names or not all(names):
+        raise click.UsageError(f"--classes takes names with commas between them, or @FILE, got {text!r}")
     return names
+
+
+def parse_arguments(given: list[str]) -> dict[str, Any]:
+    """``key=value`` texts as arguments of an architecture; a value that is no JSON is taken as text."""
+    arguments: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise click.UsageError(f"--argument takes key=value, got {text!r}")
+        try:
+            arguments[key] = json.loads(value)
+        except ValueError:
+            arguments[key] = value
+    return arguments
 
 
 def make_spec(
@@ -111,6 +141,7 @@ def make_spec(
     input_size: str,
     mean: str = "0.485,0.456,0.406",
     std: str = "0.229,0.224,0.225",
+    arguments: dict[str, Any] | None = None,
 ) -> ModelSpec:
     """A spec from options as typed; what the spec itself refuses is wrong usage here."""
     try:
@@ -118,7 +149,9 @@ def make_spec(
     except ValueError:
         raise click.UsageError(f"--input-size takes HEIGHTxWIDTH such as 32x32, got {input_size!r}") from None
     try:
-        return ModelSpec(arch, classes, (height, width), _triple("--mean", mean), _triple("--std", std))
+        return ModelSpec(
+            arch, classes, (height, width), _triple("--mean", mean), _triple("--std", std), arguments or {}
+        )
     except BundleError as error:
         raise click.UsageError(str(error)) from None
 
@@ -129,6 +162,13 @@ def _triple(option: str, text: str) -> tuple[float, float, float]:
     except ValueError:
         raise click.UsageError(f"{option} takes three numbers with commas between them, got {text!r}") from None
     return red, green, blue
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """The first names and how many there are: ImageNet's thousand fill several screens."""
+    if len(names) <= _MOST_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[:_MOST_NAMES])}, ... ({len(names)} in all)"
 
 
 def _weights_size(path: Path) -> tuple[int, int]:

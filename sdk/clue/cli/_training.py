@@ -15,7 +15,7 @@ from clue.spec import SPEC_FILE, ModelSpec, read_spec
 if TYPE_CHECKING:
     from clue.train import Recipe, TrainProgress, TrainResult
 
-_INPUT_SIZES = {"digits": "16x16", "cifar10": "32x32"}
+_INPUT_SIZES = {"digits": "16x16", "digits_vit": "16x16", "cifar10": "32x32", "cifar10_vit": "32x32"}
 _FORCE = typer.Option(False, "--force", help="Replace an older data set in DIR.")
 
 data_app = typer.Typer(help="Fetch or unpack a data set as folders of images.", no_args_is_help=False)
@@ -31,7 +31,9 @@ def train(
     images_dir: Path = typer.Argument(help="Training images: a folder with one sub-folder per class."),
     out: Path = typer.Option(..., "--out", help="Folder for the model."),
     arch: str = typer.Option("resnet20", "--arch", help="resnet20, small_vit or torchvision:NAME."),
-    recipe: str = typer.Option("cifar10", "--recipe", help="digits or cifar10."),
+    recipe: str = typer.Option(
+        "cifar10", "--recipe", help="digits or cifar10; digits_vit or cifar10_vit for transformers."
+    ),
     like: Path | None = typer.Option(
         None, "--like", help="Model bundle whose architecture, classes and input are used."
     ),

@@ -1,5 +1,6 @@
 """``clue forget``."""
 
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from clue.methods._registry import Method
+    from clue.spec import ModelSpec
 
 _MODEL = typer.Argument(help="Model bundle: a folder with model.json and model.safetensors.")
 _CLASS = typer.Option(..., "--class", help="Name of the class.")
@@ -69,6 +71,8 @@ def forget(
     if json_file and str(json_file) == "-":
         write_json(json_file, body)
     report = result.report
+    for warning in report.warnings:
+        click.echo(f"clue: warning: {_with_names(warning, bundle.spec)}", err=True)
     rows = [("model", str(out)), ("forgot", f"{class_name} with {method}, {report.samples} images")]
     if before and after:
         rows += [
@@ -135,3 +139,8 @@ def _forget_with_bar(
             hyperparameters=hyperparameters,
             batch_size=batch_size,
         )
+
+
+def _with_names(text: str, spec: "ModelSpec") -> str:
+    """The SDK speaks of ``class 3``, people of cats."""
+    return re.sub(r"\bclass (\d+)\b", lambda found: f"'{spec.classes[int(found[1])]}'", text)

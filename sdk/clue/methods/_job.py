@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from clue.errors import ForgetDivergedError, ForgetInputError
+from clue.methods._batch import check_batch, read_batches
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class ForgetJob:
         forget_class: index of the logit to forget.
         generator: source of all randomness of the method.
         device: where both models live.
+        on_progress: called after every epoch.
+        epochs: records of the epochs that have ended.
+        samples: forget samples, known once they have all been read; before that, those looked at so far.
     """
 
     student: nn.Module
@@ -62,14 +66,16 @@ class ForgetJob:
     samples: int = 0
 
     def batches(self) -> Iterator[Tensor]:
-        """Forget images of one epoch, batch by batch, on the model's device."""
+        """Forget images of one epoch, batch by batch, on the model's device; ForgetInputError if one is unfit."""
         seen = 0
-        for batch in self.loader:
+        for batch in read_batches(self.loader):
             images = check_batch(batch, self.forget_class)
             if images.shape[0] == 0:
                 continue
             seen += images.shape[0]
             yield images.to(self.device)
+        if seen == 0 and self.samples:
+            raise ForgetInputError("the forget data can be read only once: give data that every epoch can read again")
         if seen == 0:
             raise ForgetInputError("the forget set is empty: give at least one image of the class")
         self.samples = seen
@@ -99,23 +105,3 @@ class ForgetJob:
         done = len(self.epochs)
         total = record.losses.get("total", math.nan)
         self.on_progress(Progress(min(1.0, done / max(planned, 1)), done, planned, total))
-
-
-def check_batch(batch: object, forget_class: int) -> Tensor:
-    """The images of a batch; ForgetInputError if a label says that one is not of the forget class."""
-    if isinstance(batch, Tensor):
-        images, labels = batch, None
-    elif isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor):
-        images, labels = batch[0], batch[1] if len(batch) > 1 else None
-    else:
-        raise ForgetInputError("forget data must yield images, or pairs of images and labels")
-    if labels is not None:
-        wrong = [int(v) for v in torch.as_tensor(labels).flatten() if int(v) != forget_class]
-        if wrong:
-            raise ForgetInputError(
-                f"the forget set holds an image of class {wrong[0]}, "
-                f"not only of class {forget_class}: pass forget samples only"
-            )
-    if images.ndim != 4:
-        raise ForgetInputError(f"images must have shape (N, C, H, W), got {tuple(images.shape)}")
-    return images

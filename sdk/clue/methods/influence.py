@@ -20,10 +20,12 @@ images recognised, it is lengthened by a quarter at a time until few enough are.
 
 from dataclasses import dataclass
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clue.errors import ForgetInputError
 from clue.methods._job import EpochRecord, ForgetJob
 from clue.methods._registry import Hyperparameters, register_method
 from clue.methods._sgd import clear_gradients
@@ -62,6 +64,7 @@ class InfluenceHyperparameters(Hyperparameters):
 def run(job: ForgetJob, hp: InfluenceHyperparameters) -> None:
     """One influence step on ``job.student``, lengthened until it forgets."""
     parameters = job.trainable()
+    _check_memory(job, parameters, hp.rank)
     groups, entropy = _gradient_groups(job, parameters, hp.rank)
     step = _newton_step(groups, hp.damping)
     scale, taken, planned = hp.scale, 0.0, hp.lengthenings + 1
@@ -74,6 +77,25 @@ def run(job: ForgetJob, hp: InfluenceHyperparameters) -> None:
         job.end_epoch(EpochRecord({"cross_entropy": entropy, "scale": taken}, 1.0, accuracy), planned)
         if accuracy <= hp.target_accuracy:
             break
+
+
+def _check_memory(job: ForgetJob, parameters: list[nn.Parameter], rank: int) -> None:
+    """Refuse a run whose groups would not fit into memory, before the system kills it half-way."""
+    try:
+        groups = min(rank, len(job.loader))
+    except TypeError:  # a stream has no length
+        groups = rank
+    wanted = groups * sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    free = _free_bytes(job.device)
+    if wanted > free:
+        raise ForgetInputError(
+            f"influence needs {wanted / 2**30:.1f} GiB for {groups} gradients of this model, "
+            f"{free / 2**30:.1f} GiB are free: lower 'rank'"
+        )
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def _gradient_groups(job: ForgetJob, parameters: list[nn.Parameter], rank: int) -> tuple[list[list[Tensor]], float]:
