@@ -129,9 +129,7 @@ class Eraser:
         """
         student = self._job.student
         with self._cut.replaying() as enter, tap_features(student) as tap:
-            logits = (
-                functional_call(student, self._old, (enter(activations),)) if old else student(enter(activations))
-            )
+            logits = functional_call(student, self._old, (enter(activations),)) if old else student(enter(activations))
         return logits, tap.features
 
     @torch.no_grad()

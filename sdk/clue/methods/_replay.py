@@ -97,7 +97,7 @@ class Cut:
         try:
             for name, module in zip(names, modules, strict=True):
                 # An instance attribute hides the method of the class until it is deleted.
-                module.forward = self._stub(name)  # type: ignore[method-assign]
+                module.forward = self._stub(name)
             yield self._enter
         finally:
             for module in modules:
