@@ -25,6 +25,7 @@ from clue.errors import (
     UnknownMethodError,
 )
 from clue.evaluate import Accuracy, evaluate_classes
+from clue.methods import get_method
 
 
 def main() -> None:
@@ -76,6 +77,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             "ra_after": _counts(ra_before),
         }
 
+    if get_method(job["method"]).oracle:
+        raise UnknownMethodError(f"{job['method']} needs retained data, which no device has: it is a yardstick only")
     samples = image_folder(job["samples"], bundle.spec, only=name)
     outcome = clue.forget(
         bundle.model,

@@ -38,7 +38,7 @@ class ForgetReport:
         hyperparameters: every setting that was used.
         seed: seed of all randomness.
         forget_class: index of the forgotten logit.
-        samples: number of forget samples.
+        samples: number of forget samples; of retained ones for the oracle ``retrain``.
         epochs: epochs run.
         losses: per epoch, the mean of each part of the loss.
         mask_density: per epoch, the share of weights that were free to change.

@@ -2,17 +2,23 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 
 import clue
-from clue.bench import BenchOptions, Sizes, bench
-from clue.bench._images import decode, mapped, open_source
+from clue import train as trainer
+from clue.bench import BenchOptions, Sizes, WorkerJob, bench
+from clue.bench._runner import Quiet, Runner
 from clue.data import write_digits
+from clue.data.decoded import decode, mapped, open_source
 from clue.spec import ModelSpec
 
 pytestmark = pytest.mark.integration
@@ -28,7 +34,6 @@ def digits(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(digits, tmp_path_factory) -> Path:
-    trainer = pytest.importorskip("clue.train")
     folder = tmp_path_factory.mktemp("model")
     source = open_source(digits)
     spec = ModelSpec("resnet20", source.classes, (8, 8))
@@ -69,14 +74,79 @@ def test_digits_end_to_end(digits, weights, tmp_path):
     assert len(list((tmp_path / "cache").glob("oracle-three-*/model.safetensors"))) == 1
 
 
-def test_a_worker_that_dies_is_a_failed_run(digits, tmp_path, monkeypatch):
-    from clue.bench._job import WorkerJob
-    from clue.bench._run import _Runner
+def command(digits, weights, tmp_path, *more) -> list[str]:
+    start = [sys.executable, "-c", "from clue.cli import main; main()", "bench", "--data", digits, "--weights", weights]
+    options = ["--forget-class", "three", "--image-size", "8", "--recipe", "digits", "--threads", "1", "--quick"]
+    return [str(part) for part in (*start, *options, "--cache", tmp_path / "cache", *more)]
 
-    options = BenchOptions(data=digits, weights=tmp_path)
-    runner = _Runner(tmp_path, options, lambda _line: None)
-    job = WorkerJob(str(tmp_path), ModelSpec("resnet20", ("a", "b")).to_json(), "gone", "", 0)
+
+def test_two_benches_and_a_killed_one_train_each_oracle_once(digits, weights, tmp_path):
+    """A bench is killed while it trains; the two that follow share one training, which goes on from the checkpoint."""
+    asked = command(digits, weights, tmp_path, "--methods", "retrain", "--oracle-epochs", "6")
+    first = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cache").glob("oracle-*.so-far.json")):
+        assert first.poll() is None, first.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.kill()
+    first.communicate()
+    noted = next((tmp_path / "cache").glob("oracle-*.so-far.json"))
+    before = json.loads(noted.read_text())
+    assert 1 <= before["epochs"] < 6
+    reports = [tmp_path / f"{index}.json" for index in range(2)]
+    both = [
+        subprocess.Popen([*asked, "--json", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for path in reports
+    ]
+    said = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "Traceback" not in "".join(said)
+    found = [json.loads(path.read_text())["runs"][0] for path in reports]
+    # One training, whose cost is that of all its epochs, the ones before the kill included.
+    assert found[0]["seconds"] == found[1]["seconds"] > before["seconds"]
+    assert found[0]["epochs"] == 6
+    assert found[0]["average_gap"] == 0.0
+    assert found[0]["peak_rss_bytes"] > 50 * 2**20
+    kept = sorted(path.suffix for path in (tmp_path / "cache").glob("oracle-*"))
+    assert kept == ["", ".lock"]
+    # The very weights of a training that nobody disturbed.
+    source = open_source(digits)
+    spec = ModelSpec("resnet20", source.classes, (8, 8))
+    images = mapped(decode(source, (8, 8), tmp_path / "cache"), "train", spec)
+    cache = trainer.ImageCache(images.pixels, images.labels, spec)
+    torch.set_num_threads(1)
+    whole = trainer.train(
+        spec, cache, recipe=replace(trainer.RECIPES["digits"], epochs=6), exclude=spec.class_index("three")
+    ).model.state_dict()
+    (oracle,) = (tmp_path / "cache").glob("oracle-*/model.safetensors")
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in load_file(oracle).items())
+
+
+def test_a_moved_data_set_needs_no_new_oracle(digits, weights, tmp_path):
+    more = ("--methods", "delete", "--oracle-epochs", "1", "--oracle-seeds", "2", "--json", tmp_path / "r.json")
+    subprocess.run(command(digits, weights, tmp_path, *more), check=True, capture_output=True)
+    report = json.loads((tmp_path / "r.json").read_text())
+    retrain = report["retrain"]["three"]
+    assert retrain["seeds"] == len(retrain["per_seed"]) == 2
+    assert retrain["spread"]["ra"] >= 0
+    assert retrain["seconds_30_epochs"] > retrain["seconds"]
+    assert retrain["seconds_source"] == "extrapolated from 20 timed steps"
+    assert report["cost"]["three"]["delete"]["times_faster_than_retrain_30_epochs"] > 0
+    shutil.copytree(digits, tmp_path / "moved")
+    again = subprocess.run(
+        command(tmp_path / "moved", weights, tmp_path, *more, "--resume"), check=True, capture_output=True, text=True
+    )
+    assert "training" not in again.stderr
+    assert "judging" not in again.stderr
+    assert json.loads((tmp_path / "r.json").read_text())["runs"] == report["runs"]
+
+
+def test_a_worker_that_dies_is_a_failed_run(tmp_path, monkeypatch):
+    runner = Runner(tmp_path, 60, Quiet())
+    job = WorkerJob(str(tmp_path), ModelSpec("resnet20", ("a", "b")).to_json(), 0, weights="gone")
     assert runner(job, "")["error"].startswith("BundleError: ")
+    assert "longer than" in Runner(tmp_path, 0.1, Quiet())(job, "")["error"]
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert "status 1" in runner(job, "")["error"]
 

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 import clue
 from clue.architectures import build_model
@@ -29,9 +30,12 @@ from clue.bench import (
     worker,
 )
 from clue.bench._job import write_result
-from clue.cli import _bench as bench_command_module
+from clue.bench._report import cost, over_seeds, summary
+from clue.cli import app
+from clue.cli._run import run
 from clue.data import image_folder
-from clue.errors import ClueError, DataError, HyperparameterError, UnknownMethodError
+from clue.data.decoded import decoded_digest
+from clue.errors import BundleError, ClueError, DataError, HyperparameterError, UnknownMethodError
 from clue.spec import ModelSpec
 
 CLASSES = ("apple", "bean", "corn")
@@ -90,6 +94,14 @@ def test_pixels_are_those_of_the_image_folder(folder, spec, tmp_path):
         for index in range(len(ours)):
             assert torch.equal(ours[index][0], theirs[index][0])
             assert ours[index][1] == theirs[index][1]
+
+
+def test_many_items_at_once_are_those_read_one_by_one(folder, spec, tmp_path):
+    data = mapped(decode(open_source(folder), spec.input_size, tmp_path), "train", spec).first([3, 0, 5])
+    one_by_one = [data[index] for index in (7, 0, 0, 3)]
+    at_once = data.__getitems__([7, 0, 0, 3])
+    assert [label for _, label in at_once] == [label for _, label in one_by_one]
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(at_once, one_by_one, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["nested", "zip", "zip in a folder"])
@@ -169,6 +181,7 @@ def test_an_unreadable_image_is_named(folder, spec, tmp_path):
     (data / "train/corn/3.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(DataError, match=r"cannot read the image train/corn/3\.png"):
         decode(open_source(data), spec.input_size, tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [".lock"]
 
 
 def test_one_class_is_too_few(tmp_path):
@@ -179,20 +192,58 @@ def test_one_class_is_too_few(tmp_path):
         open_source(tmp_path)
 
 
+def test_the_cache_is_named_by_content(folder, spec, tmp_path):
+    key = open_source(folder).key
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert open_source(tmp_path / "elsewhere").key == key
+    archives = [zipped(folder, tmp_path / name, prefix) for name, prefix in (("a.zip", "x"), ("b.zip", "y/z"))]
+    assert open_source(archives[0]).key == open_source(archives[1]).key
+    # An archive is read by its check sums; what comes out of it is the same data set.
+    sources = [open_source(path) for path in (folder, archives[0])]
+    found = {decoded_digest(decode(source, spec.input_size, tmp_path / "cache")) for source in sources}
+    assert len(found) == 1
+    changed = tmp_path / "elsewhere" / "train" / "corn" / "3.png"
+    before = changed.stat()
+    Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other = open_source(tmp_path / "elsewhere")
+    assert other.key != key
+    assert decoded_digest(decode(other, spec.input_size, tmp_path / "cache")) not in found
+
+
+def test_labels_follow_the_logits_of_the_model(folder, tmp_path):
+    turned = ModelSpec("resnet20", ("corn", "apple", "bean"), (8, 8))
+    images = mapped(decode(open_source(folder), (8, 8), tmp_path), "test", turned)
+    assert images.labels.tolist() == [1] * 4 + [2] * 4 + [0] * 4
+    with pytest.raises(DataError, match="'corn', which the model lacks"):
+        mapped(decode(open_source(folder), (8, 8), tmp_path), "test", ModelSpec("resnet20", ("apple", "bean")))
+
+
+def test_empty_class_and_damaged_cache(folder, spec, tmp_path):
+    shutil.copytree(folder, tmp_path / "data")
+    (tmp_path / "data" / "test" / "dill").mkdir()
+    with pytest.raises(DataError, match=r"test/dill holds no \.png"):
+        open_source(tmp_path / "data")
+    images = decode(open_source(folder), spec.input_size, tmp_path / "cache")
+    (images / "done.json").write_text("{}")
+    with pytest.raises(DataError, match="is damaged, delete it"):
+        mapped(images, "train", spec)
+
+
 # -- jobs ----------------------------------------------------------------------------------------
 
 
 def job_of(folder, spec, weights, cache, **changes) -> WorkerJob:
     images = decode(open_source(folder), spec.input_size, cache)
     base = {
-        "cache": str(images), "spec": spec.to_json(), "weights": str(weights), "oracle": str(weights),
-        "forget_class": 1, "sizes": SIZES,
+        "cache": str(images), "spec": spec.to_json(), "weights": str(weights), "oracles": (str(weights),),
+        "forget_class": 1, "sizes": SIZES, "task": "forget" if "method" in changes else "judge",
     }  # fmt: skip
     return WorkerJob(**base | changes)
 
 
 def test_job_round_trip():
-    job = WorkerJob("c", "s", "w", "o", 3, "delete", {"lr": 0.5}, 7, 2, QUICK)
+    job = WorkerJob("c", "s", 3, "forget", "w", ("o", "p"), "delete", {"lr": 0.5}, 7, "f", 2, QUICK)
     assert WorkerJob.from_json(job.to_json()) == job
     for text in ("", "[]", "{}", '{"sizes": {"lots": 1}}'):
         with pytest.raises(DataError, match="not a bench job"):
@@ -219,7 +270,7 @@ def test_measures_of_the_oracle_itself(folder, spec, weights, tmp_path):
     found = worker.measure(job_of(folder, spec, weights, tmp_path))
     assert found["kl_to_oracle"] == pytest.approx(0.0, abs=1e-9)
     assert "seconds" not in found
-    assert worker.measure(job_of(folder, spec, weights, tmp_path, oracle=""))["kl_to_oracle"] is None
+    assert worker.measure(job_of(folder, spec, weights, tmp_path, oracles=()))["kl_to_oracle"] is None
 
 
 def test_worker_writes_a_failure_as_a_result(folder, spec, weights, tmp_path, capsys):
@@ -234,10 +285,17 @@ def test_worker_writes_a_failure_as_a_result(folder, spec, weights, tmp_path, ca
     assert "not a bench job" in capsys.readouterr().err
 
 
+def test_a_result_that_cannot_be_written_is_one_line(tmp_path):
+    with pytest.raises(DataError, match=r"cannot write .*r\.json: No such file"):
+        write_result(tmp_path / "gone" / "r.json", {})
+
+
 def test_results_are_strict_json(tmp_path):
     write_result(tmp_path / "r.json", worker._finite({"a": [float("nan"), 1.0], "b": {"c": float("inf")}}))
     assert json.loads((tmp_path / "r.json").read_text()) == {"a": [None, 1.0], "b": {"c": None}}
 
+
+TIMED = {"seconds_30_epochs": 900.0, "seconds_source": "extrapolated from 20 timed steps"}
 
 # -- options -------------------------------------------------------------------------------------
 
@@ -258,6 +316,11 @@ def options_of(folder, model, tmp_path, **changes) -> BenchOptions:
         ({"seeds": 0}, DataError, "at least 1"),
         ({"hyperparameters": {"delete": {"lr": -1.0}}}, HyperparameterError, "lr must be positive"),
         ({"forget_classes": ()}, DataError, "one oracle serves one class"),
+        ({"oracle_seeds": 2}, DataError, "one oracle serves one seed"),
+        ({"oracle_seeds": 0}, DataError, "at least 1"),
+        ({"architecture": "small_vit"}, BundleError, "does not fit the architecture"),
+        ({"recipe": "cake"}, HyperparameterError, "no training recipe 'cake'"),
+        ({"hyperparameters": {"retrain": {"recipe": "cake"}}}, HyperparameterError, "no training recipe 'cake'"),
         ({"oracle_weights": Path("gone-{class}")}, DataError, "gone-bean does not exist"),
         ({"weights": Path("gone")}, DataError, "gone does not exist"),
         ({"data": Path("gone")}, DataError, "gone does not exist"),
@@ -276,10 +339,12 @@ def test_bundle_knows_its_own_spec(folder, spec, tmp_path, monkeypatch):
     asked = []
 
     def answer(_self, job, _title):
+        if job.task == "time":
+            return TIMED
         asked.append(job)
         return {"ua": 50.0, "ra": 90.0, "ta": 80.0, "mia": 10.0}
 
-    monkeypatch.setattr("clue.bench._run._Runner.__call__", answer)
+    monkeypatch.setattr("clue.bench._run.Runner.__call__", answer)
     report = bench(
         options_of(folder, bundle, tmp_path, architecture="ignored", input_size=(1, 1)), json_path=tmp_path / "r.json"
     )
@@ -296,10 +361,12 @@ def test_all_classes_methods_and_seeds_are_run(folder, weights, tmp_path, monkey
     seen = []
 
     def answer(_self, job, _title):
+        if job.task == "time":
+            return TIMED
         seen.append((Path(job.weights).stem, job.forget_class, job.method, job.seed))
         return {"ua": 10.0, "ra": 90.0, "ta": 80.0, "mia": 10.0} if job.method != "clue" else {"error": "no"}
 
-    monkeypatch.setattr("clue.bench._run._Runner.__call__", answer)
+    monkeypatch.setattr("clue.bench._run.Runner.__call__", answer)
     pattern = tmp_path / "oracles" / "{class}.safetensors"
     changed = options_of(
         folder, weights, tmp_path, forget_classes=(), methods=("clue", "delete"), oracle_weights=pattern, seeds=2
@@ -315,9 +382,105 @@ def test_all_classes_methods_and_seeds_are_run(folder, weights, tmp_path, monkey
 
 
 def test_a_broken_oracle_is_an_error(folder, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr("clue.bench._run._Runner.__call__", lambda *_: {"error": "it is broken"})
-    with pytest.raises(ClueError, match="cannot judge bean: Retrain: it is broken"):
+    monkeypatch.setattr("clue.bench._run.Runner.__call__", lambda *_: {"error": "it is broken"})
+    with pytest.raises(ClueError, match="judging bean: Retrain: it is broken"):
         bench(options_of(folder, weights, tmp_path))
+
+
+# -- report --------------------------------------------------------------------------------------
+
+
+def test_means_and_spread_over_oracles():
+    found = over_seeds([
+        {"seed": 0, "ua": 0.0, "ra": 94.0, "ta": 88.0, "mia": 100.0, "energy_source": "rapl", "detail": {"a": 1}},
+        {"seed": 1, "ua": 0.0, "ra": 96.0, "ta": 86.0, "mia": 100.0, "energy_source": "rapl", "detail": {"a": 2}},
+    ])  # fmt: skip
+    assert (found["ra"], found["seeds"], found["energy_source"]) == (95.0, 2, "rapl")
+    assert found["spread"]["ra"] == pytest.approx(2**0.5)
+    assert "detail" not in found
+    assert [one["average_gap"] for one in found["per_seed"]] == [0.5, 0.5]
+    alone = over_seeds([{"seed": 0, "ua": 1.0, "detail": {}}])
+    assert (alone["ua"], alone["detail"], alone["spread"]) == (1.0, {}, {"ua": None})
+
+
+def run_of(method, name="bean", seed=0, **figures):
+    return {"forget_class": name, "method": method, "seed": seed} | figures
+
+
+def test_summary_over_classes_and_seeds():
+    runs = [run_of("delete", average_gap=1.0, linear_probe=70.0), run_of("delete", "corn", average_gap=4.0),
+            run_of("delete", seed=1, error="no")]  # fmt: skip
+    found = summary({"runs": runs, "retrain": {"bean": {"linear_probe": 50.0}, "corn": {}}})["delete"]
+    assert (found["runs"], found["failed"]) == (2, 1)
+    assert found["average_gap"] == {"mean": 2.5, "std": pytest.approx(4.5**0.5), "worst": 4.0}
+    assert found["linear_probe_above_retrain"] == {"mean": 20.0, "std": None, "worst": 20.0}
+    assert found["relearn_5"]["mean"] is None
+
+
+def test_cost_ratios():
+    runs = [run_of("clue_plus", seconds=10.0, peak_rss_bytes=60), run_of("clue_plus", seconds=30.0, peak_rss_bytes=80),
+            run_of("boundary_shrinking", seconds=100.0, peak_rss_bytes=100)]  # fmt: skip
+    found = cost({"runs": runs, "retrain": {"bean": {"seconds_30_epochs": 600.0}}}, "bean")
+    assert found["clue_plus"]["times_faster_than_retrain_30_epochs"] == 30.0
+    assert found["clue_plus"]["times_faster_than_boundary_shrinking"] == 5.0
+    assert found["clue_plus"]["peak_rss_share_of_boundary_shrinking"] == 0.7
+    alone = cost({"runs": runs[:1], "retrain": {"bean": {}}}, "bean")["clue_plus"]
+    assert alone["times_faster_than_retrain_30_epochs"] is None
+    assert alone["times_faster_than_boundary_shrinking"] is None
+
+
+def test_a_bench_goes_on_where_it_was_stopped(folder, weights, tmp_path, monkeypatch):
+    asked = []
+
+    def answer(_self, job, _title):
+        if job.task == "time":
+            return TIMED
+        if job.task == "forget":
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            asked.append((job.method, job.seed))
+        return {"ua": 50.0, "ra": 90.0, "ta": 80.0, "mia": 10.0} if asked != [("clue", 0)] else {"error": "no"}
+
+    monkeypatch.setattr("clue.bench._run.Runner.__call__", answer)
+    options = options_of(folder, weights, tmp_path, methods=("clue", "delete"), seeds=2)
+    path = tmp_path / "r.json"
+    with pytest.raises(KeyboardInterrupt):
+        bench(options, json_path=path)
+    assert asked == [("clue", 0), ("clue", 1), ("delete", 0)]
+    assert len(json.loads(path.read_text())["runs"]) == 3
+    del asked[:]
+    report = bench(options, json_path=path, resume=True)
+    # The run that failed is tried again; the two that are done are not.
+    assert asked == [("clue", 0), ("delete", 1)]
+    assert [(run["method"], run["seed"]) for run in report["runs"]] == [
+        ("clue", 0), ("clue", 1), ("delete", 0), ("delete", 1)
+    ]  # fmt: skip
+    for changes, name in (({"seeds": 3}, "seeds"), ({"hyperparameters": {"delete": {"lr": 0.5}}}, "settings")):
+        with pytest.raises(DataError, match=f"other options: {name} was") as caught:
+            bench(replace(options, **changes), json_path=path, resume=True)
+        assert "\n" not in str(caught.value)
+    path.write_text("{")
+    with pytest.raises(DataError, match="cannot continue"):
+        bench(options, json_path=path, resume=True)
+
+
+def test_models_as_they_are_are_judged_once(folder, weights, tmp_path, monkeypatch):
+    titles = []
+
+    def answer(_self, job, title):
+        titles.append(title)
+        return TIMED if job.task == "time" else {"ua": 50.0, "ra": 90.0, "ta": 80.0, "mia": 10.0}
+
+    monkeypatch.setattr("clue.bench._run.Runner.__call__", answer)
+    options = options_of(folder, weights, tmp_path)
+    bench(options)
+    assert titles[0] == "judging bean: Retrain"  # the original has the same weights: the same judgement
+    del titles[:]
+    bench(options)
+    assert not any(title.startswith("judging") for title in titles)
+    bench(replace(options, use_judged=False))
+    bench(replace(options, sizes=replace(SIZES, retained=5)))
+    assert sum(title.startswith("judging") for title in titles) == 3
 
 
 # -- table and command ---------------------------------------------------------------------------
@@ -340,7 +503,8 @@ def shown(report) -> str:
 def test_table_shows_gaps_means_and_failures():
     common = {"forget_class": "bean", "method": "delete"}
     runs = [common | MEASURED, common | MEASURED | {"ua": 8.0}, {**common, "method": "clue", "error": "x"}]
-    text = shown({"retrain": {"bean": ORACLE}, "original": {"bean": MEASURED}, "runs": runs})
+    report = {"retrain": {"bean": ORACLE}, "original": {"bean": MEASURED}, "runs": runs}
+    text = shown(report | {"cost": {"bean": cost(report, "bean")}})
     row = next(line for line in text.splitlines() if "delete" in line)
     assert "6.0 (6.0)" in row
     assert "92.0 (2.0)" in row
@@ -352,28 +516,54 @@ def test_table_shows_gaps_means_and_failures():
     assert "94.0" in text
 
 
-def test_command_prints_table_and_writes_report(folder, weights, tmp_path, monkeypatch):
-    import typer
+def test_no_number_is_cut_on_a_narrow_terminal():
+    methods = ("selective_synaptic_dampening", "boundary_shrinking")
+    high = MEASURED | {"ua": 100.0, "ra": 0.0, "ta": 0.0, "mia": 0.0, "average_gap": 94.25}
+    runs = [run_of(method, seed=seed) | high for method in methods for seed in (0, 1)]
+    report = {"retrain": {"bean": ORACLE}, "original": {"bean": high}, "runs": runs}
+    report |= {"summary": summary(report), "cost": {"bean": cost(report, "bean")}}
+    console = Console(file=io.StringIO(), width=80)
+    for table in tables(report):
+        console.print(table)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert "94.25" in text
+    for heading in ("avg gap", "back 40", "boundary_s. is", "probe-Retrain"):
+        assert heading in text
+
+
+def test_command_prints_table_and_writes_report(folder, weights, tmp_path, monkeypatch, capsys):
+    def command(*arguments):
+        status = run(app, [str(a) for a in arguments])
+        return status, *capsys.readouterr()
 
     measured = MEASURED | {"detail": {}}
-    monkeypatch.setattr("clue.bench._run._Runner.__call__", lambda *_: dict(measured))
-    app = typer.Typer()
-    bench_command_module.attach(app)
-    common = ["--data", folder, "--weights", weights, "--forget-class", "bean", "--image-size", "8",
+    monkeypatch.setattr("clue.bench._run.Runner.__call__", lambda *_: dict(measured))
+    common = ["bench", "--data", folder, "--weights", weights, "--forget-class", "bean", "--image-size", "8",
               "--cache", tmp_path / "cache", "--oracle-weights", weights]  # fmt: skip
-    ran = CliRunner().invoke(app, [str(a) for a in (*common, "--methods", "delete", "--json", tmp_path / "r.json")])
-    assert ran.exit_code == 0, ran.output
-    assert "forget bean" in ran.output
+    status, out, err = command(*common, "--methods", "delete", "--json", tmp_path / "r.json")
+    assert status == 0, err
+    assert "forget bean" in out
     assert len(json.loads((tmp_path / "r.json").read_text())["runs"]) == 1
-    wrong = CliRunner().invoke(app, [str(a) for a in (*common, "--methods", "oblivion")])
-    assert wrong.exit_code == 1
-    assert "error: there is no unlearning method 'oblivion'" in wrong.output
-    assert "Traceback" not in wrong.output
-    usage = CliRunner().invoke(app, [str(a) for a in (*common, "--json", tmp_path / "no" / "r.json")])
-    assert usage.exit_code == 2
+    for wrong, expected, said in (
+        (("--methods", "oblivion"), 2, "there is no unlearning method 'oblivion'"),
+        (("--json", tmp_path / "no" / "r.json"), 2, "does not exist"),
+        (("--json", tmp_path), 2, "is a folder"),
+        (("--json", "-"), 2, "takes a file"),
+        (("--resume",), 2, "needs --json"),
+        (("--settings", tmp_path / "none"), 2, "cannot read"),
+        (("--cache", folder / "train" / "apple" / "0.png"), 1, "cannot write the image cache"),
+        (("--weights", folder), 1, "no model bundle"),
+    ):
+        status, out, err = command(*common, *wrong)
+        assert (status, out) == (expected, ""), err
+        last = err.splitlines()[-1]
+        assert last.startswith("clue: error: ")
+        assert said in last
     monkeypatch.setattr(
-        "clue.bench._run._Runner.__call__", lambda _s, job, _t: {"error": "no"} if job.method else dict(measured)
+        "clue.bench._run.Runner.__call__",
+        lambda _s, job, _t: {"error": "no"} if job.task == "forget" else dict(measured),
     )
-    failed = CliRunner().invoke(app, [str(a) for a in (*common, "--methods", "delete")])
-    assert failed.exit_code == 1
-    assert "delete on bean, seed 0: no" in failed.output
+    status, out, err = command(*common, "--methods", "delete")
+    assert status == 1
+    assert "delete on bean, seed 0: no" in err

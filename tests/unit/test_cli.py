@@ -126,7 +126,8 @@ def test_failures(cli, bundle_dir, images_root, tmp_path) -> None:
     assert_one_line(cli("forget", bundle_dir, tmp_path / "none", *common), 1, "does not exist")
     assert_one_line(cli("forget", bundle_dir, images / "red", *common), 1, "no .png or .jpg")
     assert_one_line(cli("info", images_root), 1, "not a model bundle")
-    assert_one_line(cli("evaluate", bundle_dir, images_root, "--class", "red"), 1, "not named after a class")
+    (tmp_path / "odd" / "pink").mkdir(parents=True)
+    assert_one_line(cli("evaluate", bundle_dir, tmp_path / "odd", "--class", "red"), 1, "not named after a class")
     diverged = cli("forget", bundle_dir, images, *common, "--set", "lr=1e30", "--set", "mask=none")
     assert_one_line(diverged, 1, "lower the learning rate")
     damaged = tmp_path / "damaged" / "red"
@@ -168,6 +169,28 @@ def test_a_stop_while_saving_leaves_nothing(
 def _loaded(bundle_dir: Path):
     loaded = clue.load_bundle(bundle_dir)
     return loaded.model, loaded.spec
+
+
+def test_evaluate_beside_retrain(cli, bundle_dir, images_root, tmp_path) -> None:
+    start = ("evaluate", bundle_dir, images_root, "--class", "red", "--cache", tmp_path / "cache")
+    done = cli(*start, "--oracle", bundle_dir, "--json", tmp_path / "r.json")
+    assert done.status == 0, done.err
+    body = json.loads((tmp_path / "r.json").read_text())
+    asked = {"ua", "ra", "ta", "mia", "linear_probe", "relearn_5", "relearn_40", "energy_auroc", "kl_to_oracle"}
+    assert body["metrics"].keys() >= asked | {"ece_retained", "ua_quantised"}
+    for one in body["metrics"].values():
+        assert one["low"] <= one["value"] <= one["high"]
+        assert one["samples"] >= 10
+    # The oracle is the model itself here.
+    assert body["average_gap"] == 0.0
+    assert body["metrics"] == body["retrain"]
+    assert body["metrics"]["kl_to_oracle"]["value"] == pytest.approx(0.0, abs=1e-9)
+    assert "average gap to Retrain" in done.out
+    fast = cli(*start, "--fast", "--json", "-")
+    assert json.loads(fast.out)["metrics"] == {name: body["metrics"][name] for name in ("ua", "ra", "ta")}
+    assert_one_line(cli(*start, "--oracle", tmp_path / "none"), 1, "the oracle")
+    assert_one_line(cli("evaluate", bundle_dir, images_root / "test", "--class", "red", "--oracle", "x"), 2, "--oracle")
+    assert_one_line(cli("evaluate", bundle_dir, tmp_path / "none", "--class", "red"), 1, "does not exist")
 
 
 def test_info(cli, bundle_dir) -> None:

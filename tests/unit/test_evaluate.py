@@ -4,6 +4,7 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -100,6 +101,20 @@ def test_membership_takes_equal_numbers_and_knows_when_it_guesses():
     assert result.attack_samples == 300
     assert result.attack_accuracy < 0.65
     assert ev.membership_inference(same, same, same, limit=50).attack_samples == 100
+
+
+def test_the_attack_answers_as_libsvm_does():
+    from sklearn.svm import SVC
+
+    from clue.evaluate._membership import _predict
+
+    features = torch.cat([beta(400, 9.0, 1.0, 0), beta(400, 3.0, 1.0, 1)]).double().numpy()[:, None]
+    truth = np.repeat([1, 0], 400)
+    attacker = SVC(C=3.0, gamma="auto", kernel="rbf").fit(features, truth)
+    # A fine grid crosses every boundary, where the order of a sum could change the answer.
+    for asked in (features, np.linspace(0, 1, 2001)[:, None]):
+        assert np.array_equal(_predict(attacker, asked), attacker.predict(asked))
+    assert 0 < _predict(attacker, features).mean() < 1
 
 
 def test_membership_refuses_what_it_cannot_use():

@@ -10,16 +10,19 @@ Each run happens in a fresh process, see :mod:`clue.bench.worker`. The command i
 ``clue bench``.
 """
 
-from clue.bench._images import ImageSource, MappedImages, decode, mapped, open_source
 from clue.bench._job import QUICK, Sizes, WorkerJob
-from clue.bench._run import BenchOptions, bench, default_cache
+from clue.bench._options import BenchOptions, default_cache
+from clue.bench._run import bench
+from clue.bench._runner import Reporter
 from clue.bench._table import tables
+from clue.data.decoded import ImageSource, MappedImages, decode, mapped, open_source
 
 __all__ = [
     "QUICK",
     "BenchOptions",
     "ImageSource",
     "MappedImages",
+    "Reporter",
     "Sizes",
     "WorkerJob",
     "bench",

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clue.errors import DataError
 from clue.spec import ModelSpec
@@ -28,34 +28,40 @@ class Sizes:
     mia: int = 9000
 
 
+Task = Literal["forget", "judge", "train", "time"]
 QUICK = Sizes(forget=300, retained=200, test=200, draws=1, mia=1000)
 
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """One measurement: forget with a method and judge the result, or judge a model as it is.
+    """One measurement.
 
     Attributes:
         cache: folder of the decoded images.
         spec: the model's ``model.json`` text.
-        weights: safetensors file of the model to forget from, or to judge.
-        oracle: safetensors file of the Retrain oracle; empty where there is none.
         forget_class: index of the class.
-        method: name of a method; empty judges the model as it is.
-        hyperparameters: overrides of the method's defaults.
+        task: ``forget`` with a method and judge the result, ``judge`` a model as it is, ``train`` a
+            Retrain oracle, or ``time`` some steps of such a training.
+        weights: safetensors file of the model to forget from, or to judge.
+        oracles: safetensors files of Retrain oracles, for the KL divergence.
+        method: name of the method.
+        hyperparameters: overrides of the method's defaults; the recipe of an oracle.
         seed: seed of the run.
+        folder: where a trained oracle goes.
         threads: threads of torch; 0 leaves the default.
         sizes: how many images.
     """
 
     cache: str
     spec: str
-    weights: str
-    oracle: str
     forget_class: int
+    task: Task = "judge"
+    weights: str = ""
+    oracles: tuple[str, ...] = ()
     method: str = ""
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    folder: str = ""
     threads: int = 0
     sizes: Sizes = field(default_factory=Sizes)
 
@@ -68,7 +74,7 @@ class WorkerJob:
         """Parse :meth:`to_json`; DataError if it is not one."""
         try:
             raw = json.loads(text)
-            return cls(**raw | {"sizes": Sizes(**raw["sizes"])})
+            return cls(**raw | {"sizes": Sizes(**raw["sizes"]), "oracles": tuple(raw["oracles"])})
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"this is not a bench job: {error}") from None
 
@@ -78,7 +84,11 @@ class WorkerJob:
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write a JSON document so that a reader sees the old one or the whole new one."""
+    """Write a JSON document so that a reader sees the old one or the whole new one; DataError if it cannot be."""
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error.strerror}") from None

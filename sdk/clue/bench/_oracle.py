@@ -1,99 +1,98 @@
-"""The Retrain oracle: the same net and recipe, from scratch, without the class.
+"""The Retrain oracles of a bench: the same net and recipe, from scratch, without the class.
 
-This is the only place of the bench that trains. A trained oracle stays in the cache, under a
-name that changes with the images, the architecture, the class, the recipe and the seed.
+A trained oracle stays in the cache, under a name that changes with the content of the images,
+the architecture, the class, the recipe and the seed. It is trained in a process of its own like
+every other run, see :mod:`clue.bench._training`, and keeps the cost that was measured then.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
-from importlib import import_module
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from clue.bench._job import WorkerJob
+from clue.bench._judged import describe
+from clue.bench._options import BenchOptions
+from clue.bench._runner import Runner
+from clue.bench._training import finished_oracle
+from clue.methods.retrain import NAME
+from clue.spec import WEIGHTS_FILE, ModelSpec
+from clue.train import RECIPES
 
-from clue.bench._images import MappedImages
-from clue.bundle import save_bundle
-from clue.errors import BundleError, ClueError
-from clue.spec import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_spec, verify_weights
+_FORMAT = "clue-oracle/1"
 
 
-def trained_oracle(
-    cache: Path,
-    data_key: str,
-    images: MappedImages,
-    spec: ModelSpec,
-    forget_class: int,
-    recipe: str,
-    seed: int,
-    progress: Callable[[str], None],
-) -> Path:
-    """Weights of the oracle of ``forget_class``, trained now unless the cache holds them.
+class Oracles:
+    """Finds or trains oracles.
 
     Args:
-        cache: folder of the caches.
-        data_key: identifies the decoded images.
-        images: all training images; those of the class are left out here.
+        options: of the bench.
+        images: digest of the decoded images.
         spec: architecture, classes, normalisation.
-        forget_class: index of the class.
-        recipe: name of a recipe of :mod:`clue.train`.
-        seed: seed of the training.
-        progress: called with a line of text now and then.
-
-    Raises:
-        ClueError: unknown recipe, or the training failed.
+        run: starts the training.
     """
-    identity = [data_key, spec.architecture, spec.to_json(), forget_class, recipe, seed]
-    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    folder = cache / f"oracle-{spec.classes[forget_class]}-{name}"
-    if not _whole(folder):
-        model = _train(images, spec, forget_class, recipe, seed, folder.with_suffix(".checkpoint"), progress)
-        save_bundle(folder, model, spec)
-        folder.with_suffix(".checkpoint").unlink(missing_ok=True)
-    return folder / WEIGHTS_FILE
 
+    def __init__(self, options: BenchOptions, images: str, spec: ModelSpec, run: Runner) -> None:
+        self._options = options
+        self._images = images
+        self._spec = replace(spec, forgotten=(), weights_sha256="")
+        self._run = run
+        self._trained_now: set[tuple[int, int]] = set()
 
-def _whole(folder: Path) -> bool:
-    """Whether an earlier bench finished this oracle."""
-    if not (folder / SPEC_FILE).is_file():
-        return False
-    try:
-        verify_weights(folder, read_spec(folder)[0])
-    except BundleError:
-        return False
-    return True
+    def weights(self, job: WorkerJob, seed: int) -> Path:
+        """The weights of the oracle of ``job``'s class: the given ones, or those of :meth:`trained`."""
+        given = self._options.oracle_path(self._spec.classes[job.forget_class], seed)
+        return given or self.trained(job, seed)[0]
 
+    def trained(self, job: WorkerJob, seed: int) -> tuple[Path, dict[str, Any]]:
+        """Weights of the oracle trained with ``seed``, now or earlier, and what that took."""
+        name = self._spec.classes[job.forget_class]
+        folder = self._folder(job.forget_class, seed)
+        known = finished_oracle(folder)
+        if known:
+            return folder / WEIGHTS_FILE, known
+        cost = self._run.certainly(
+            replace(
+                job,
+                task="train",
+                spec=self._spec.to_json(),
+                method=NAME,
+                hyperparameters=self.settings(job),
+                seed=seed,
+                folder=str(folder),
+            ),
+            f"{name}: training Retrain, seed {seed}",
+        )
+        self._trained_now.add((job.forget_class, seed))
+        return folder / WEIGHTS_FILE, cost
 
-def _train(
-    images: MappedImages,
-    spec: ModelSpec,
-    forget_class: int,
-    recipe: str,
-    seed: int,
-    checkpoint: Path,
-    progress: Callable[[str], None],
-) -> nn.Module:
-    # Imported here and nowhere else: a bench with given oracle weights trains nothing.
-    trainer: Any = import_module("clue.train")
-    if recipe not in trainer.RECIPES:
-        raise ClueError(f"there is no training recipe {recipe!r}; choose one of: {', '.join(trainer.RECIPES)}")
-    last = -1
+    def trained_now(self, forget_class: int) -> bool:
+        """Whether an oracle of the class was trained by this bench, not found."""
+        return any(label == forget_class for label, _ in self._trained_now)
 
-    def report(step: Any) -> None:
-        nonlocal last
-        if step.epoch != last:
-            last = step.epoch
-            progress(f"oracle without {spec.classes[forget_class]}: epoch {step.epoch} of {step.epochs}")
+    def settings(self, job: WorkerJob) -> dict[str, Any]:
+        """Hyper-parameters of the method ``retrain`` on the decoded images."""
+        spec = self._spec
+        own = {
+            "data": job.cache,
+            "architecture": spec.architecture,
+            "arguments": json.dumps(dict(spec.arguments)),
+            "classes": "" if list(spec.classes) == sorted(spec.classes) else ",".join(spec.classes),
+            "mean": ",".join(map(repr, spec.mean)),
+            "std": ",".join(map(repr, spec.std)),
+            "recipe": self._options.recipe,
+            "epochs": self._options.oracle_epochs,
+        }
+        return own | {k: v for k, v in self._options.hyperparameters.get(NAME, {}).items() if k in ("recipe", "epochs")}
 
-    result = trainer.train(
-        spec,
-        trainer.ImageCache(images.pixels, images.labels, spec),
-        exclude=forget_class,
-        recipe=trainer.RECIPES[recipe],
-        seed=seed,
-        checkpoint=checkpoint,
-        progress=report,
-    )
-    model: nn.Module = result.model
-    return model
+    def _folder(self, forget_class: int, seed: int) -> Path:
+        settings = self.settings(WorkerJob("", "", forget_class))
+        recipe = RECIPES[settings["recipe"]]
+        recipe = replace(recipe, epochs=settings["epochs"] or recipe.epochs)
+        identity = [_FORMAT, self._images, describe(self._spec), forget_class, asdict(recipe), seed]
+        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        name = re.sub(r"[^\w-]", "_", self._spec.classes[forget_class])
+        # Absolute: the worker may not share this process's folder.
+        return (self._options.cache / f"oracle-{name}-{digest}").absolute()

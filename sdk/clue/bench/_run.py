@@ -1,103 +1,86 @@
 """``bench``: every method on every class, each run in a fresh process, judged against Retrain."""
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from clue import __version__
-from clue.bench._images import decode, mapped, open_source
-from clue.bench._job import QUICK, Sizes, WorkerJob, write_result
-from clue.bench._oracle import trained_oracle
+from clue.architectures import build_model
+from clue.bench._job import WorkerJob, write_result
+from clue.bench._judged import code_digest, describe, judged
+from clue.bench._options import BenchOptions
+from clue.bench._oracle import Oracles
+from clue.bench._report import Measures, cost, over_seeds, summary, with_gap
+from clue.bench._resume import earlier_runs
+from clue.bench._runner import Quiet, Reporter, Runner
+from clue.bench._training import EPOCHS_OF_THE_PAPER
+from clue.bundle import load_weights
+from clue.data.decoded import decode, decoded_digest, open_source
 from clue.errors import ClueError, DataError
-from clue.evaluate import average_gap
-from clue.methods import available_methods, get_method, make_hyperparameters
-from clue.spec import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_spec, unknown_class_message
+from clue.methods import get_method
+from clue.methods.retrain import NAME
+from clue.spec import ModelSpec, file_sha256
 
-FORMAT = "clue-bench/1"
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What to measure.
-
-    Attributes:
-        data: folder with ``train/<class>/`` and ``test/<class>/``, or CIFAR-10's archive.
-        weights: safetensors file of the trained model, or a bundle folder.
-        forget_classes: names; empty for all classes, one after the other.
-        methods: names; empty for all that are registered.
-        architecture: as in a model's spec; ignored where ``weights`` is a bundle.
-        input_size: (height, width); ignored where ``weights`` is a bundle.
-        oracle_weights: safetensors file or bundle of the Retrain oracle; ``{class}`` in the path
-            stands for the class. None trains the oracle with ``recipe``.
-        recipe: name of the oracle's training recipe.
-        hyperparameters: overrides by method name.
-        seeds: runs of each method, with seeds 0, 1, ...
-        sizes: how many images each number rests on.
-        cache: folder for decoded images and trained oracles.
-        threads: threads of each run; 0 leaves torch's default.
-        timeout: seconds that one run may take.
-    """
-
-    data: Path
-    weights: Path
-    forget_classes: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
-    architecture: str = "resnet20"
-    input_size: tuple[int, int] = (32, 32)
-    oracle_weights: Path | None = None
-    recipe: str = "cifar10"
-    hyperparameters: dict[str, dict[str, Any]] = field(default_factory=dict)
-    seeds: int = 1
-    sizes: Sizes = field(default_factory=Sizes)
-    cache: Path = field(default_factory=lambda: default_cache())
-    threads: int = 0
-    timeout: float = 3600.0
-
-    def quick(self) -> "BenchOptions":
-        """The same bench on few images and a single relearning draw."""
-        return replace(self, sizes=QUICK)
-
-
-def default_cache() -> Path:
-    """``$XDG_CACHE_HOME/clue-bench``, by default under ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clue-bench"
+FORMAT = "clue-bench/2"
 
 
 def bench(
     options: BenchOptions,
     *,
     json_path: Path | None = None,
-    progress: Callable[[str], None] = lambda _line: None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Run the bench; returns the report that is also written to ``json_path`` after every run.
 
-    The report is ``{"format", "classes", "options", "original": {class: measures},
-    "retrain": {class: measures}, "runs": [...]}``. Rates are in percent, energy in joules,
-    memory in bytes. A run that failed has ``error`` in place of the measures.
+    The report is ``{"format", "classes", "options", "original": {class: measures}, "retrain":
+    {class: measures}, "runs": [...], "summary": {method: ...}, "cost": {class: {method: ...}}}``.
+    Rates are in percent, energy in joules, memory in bytes. A run that failed has ``error`` in
+    place of the measures.
+
+    Args:
+        options: what to measure.
+        json_path: where the report goes.
+        resume: keep the runs of the report that ``json_path`` already holds, if it was made with
+            the same options.
+        reporter: hears of progress.
 
     Raises:
         ClueError: images, weights, class or method names are wrong; nothing is run then.
     """
-    if options.seeds < 1:
-        raise DataError(f"seeds must be at least 1, got {options.seeds}")
-    methods = options.methods or available_methods()
-    for name in (*methods, *options.hyperparameters):
-        make_hyperparameters(get_method(name), options.hyperparameters.get(name))
+    reporter = reporter or Quiet()
+    options.check()
     source = open_source(options.data)
-    spec, weights = _model_of(options, source.classes)
-    classes = options.forget_classes or spec.classes
-    for name in classes:
-        if name not in spec.classes:
-            raise DataError(unknown_class_message(name, spec.classes))
-    _check_oracle_path(options, classes)
-    progress(f"images: {options.data}")
-    images = decode(source, spec.input_size, options.cache)
+    spec, weights = options.model(source.classes)
+    classes = options.classes(spec)
+    given = [options.oracle_path(name, seed) for name in classes for seed in range(options.oracle_seeds)]
+    given_oracles = list(dict.fromkeys(path for path in given if path is not None))
+    for path in (weights, *given_oracles):
+        # Now, not after an hour of training.
+        load_weights(build_model(spec), path)
+    if json_path is not None:
+        _check_writable(json_path)
+    reporter.line(f"images: {options.data}")
+    title = f"decoding {sum(map(len, source.members.values()))} images"
+    images = decode(
+        source,
+        spec.input_size,
+        options.cache,
+        lambda done, total: reporter.progress(title, done / total, float("nan"), f"{done}/{total}"),
+    )
+    reporter.finished(title)
+    identity = options.identity() | {
+        "images": decoded_digest(images),
+        "weights": file_sha256(weights),
+        "model": describe(spec),
+        "code": [__version__, code_digest()],
+    }
+    if given_oracles:
+        identity["oracle"] = [file_sha256(path) for path in given_oracles]
+    identity = json.loads(json.dumps(identity))  # as it will be read back: a tuple is a list there
+    done = earlier_runs(json_path, identity, FORMAT) if resume and json_path is not None else {}
     report: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
@@ -105,138 +88,135 @@ def bench(
         "classes": list(spec.classes),
         "architecture": spec.architecture,
         "sizes": asdict(options.sizes),
+        "options": identity,
         "original": {},
         "retrain": {},
-        "runs": [],
+        "runs": list(done.values()),
+        "summary": {},
+        "cost": {},
     }
-    planned = len(classes) * len(methods) * options.seeds
     with tempfile.TemporaryDirectory(prefix="clue-bench-") as folder:
+        run = Runner(Path(folder), options.timeout, reporter)
+        job = WorkerJob(
+            cache=str(images.absolute()),
+            spec=spec.to_json(),
+            forget_class=0,
+            weights=str(weights.absolute()),
+            threads=options.threads,
+            sizes=options.sizes,
+        )
+        bench_ = _Bench(options, spec, run, report, json_path, decoded_digest(images), done)
+        bench_.planned = len(classes) * len(options.all_methods) * options.seeds
         for name in classes:
-            index = spec.class_index(name)
-            oracle = _oracle(options, images, source.key, spec, index, progress)
-            job = WorkerJob(
-                cache=str(images),
-                spec=spec.to_json(),
-                weights=str(weights),
-                oracle=str(oracle),
-                forget_class=index,
-                threads=options.threads,
-                sizes=options.sizes,
-            )
-            run = _Runner(Path(folder), options, progress)
-            report["retrain"][name] = run.judge(replace(job, weights=str(oracle)), f"{name}: Retrain")
-            report["original"][name] = run.judge(job, f"{name}: original")
-            for method in methods:
-                settings = options.hyperparameters.get(method, {})
-                for seed in range(options.seeds):
-                    title = f"{name}: {method}, seed {seed} ({len(report['runs']) + 1} of {planned})"
-                    measured = run(replace(job, method=method, hyperparameters=settings, seed=seed), title)
-                    report["runs"].append(
-                        {"forget_class": name, "method": method, "seed": seed}
-                        | _with_gap(measured, report["retrain"][name])
-                    )
-                    _write(report, json_path)
-            report["original"][name] = _with_gap(report["original"][name], report["retrain"][name])
-            _write(report, json_path)
+            bench_.one_class(name, replace(job, forget_class=spec.class_index(name)))
     return report
 
 
-class _Runner:
-    """Starts one worker process at a time."""
+class _Bench:
+    """A bench at work on its report."""
 
-    def __init__(self, folder: Path, options: BenchOptions, progress: Callable[[str], None]) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        options: BenchOptions,
+        spec: ModelSpec,
+        run: Runner,
+        report: dict[str, Any],
+        json_path: Path | None,
+        images: str,
+        done: dict[tuple[str, str, int], Measures],
+    ) -> None:
+        self.planned = 0
         self._options = options
-        self._progress = progress
+        self._run = run
+        self._report = report
+        self._json_path = json_path
+        self._images = images
+        self._done = done
+        self._oracles = Oracles(options, images, spec, run)
 
-    def __call__(self, job: WorkerJob, title: str) -> dict[str, Any]:
-        """The measures of a job, or ``{"error": ...}``."""
-        self._progress(title)
-        asked, answered = self._folder / "job.json", self._folder / "result.json"
-        asked.write_text(job.to_json(), encoding="utf-8")
-        answered.unlink(missing_ok=True)
-        environment = dict(os.environ)
-        if job.threads:
-            # Read when the numerical libraries load, which is before the worker can say so itself.
-            environment |= {"OMP_NUM_THREADS": str(job.threads), "MKL_NUM_THREADS": str(job.threads)}
-        command = [sys.executable, "-m", "clue.bench.worker", str(asked), str(answered)]
+    def one_class(self, name: str, job: WorkerJob) -> None:
+        """Judge Retrain and the original, time Retrain, then every method with every seed."""
+        weights = [str(self._oracles.weights(job, seed)) for seed in range(self._options.oracle_seeds)]
+        job = replace(job, oracles=tuple(weights))
+        oracle = self._judge_oracles(name, job)
+        oracle |= self._time(name, job, oracle)
+        self._report["retrain"][name] = oracle
+        self._report["original"][name] = with_gap(self._judge(job, f"{name}: original"), oracle)
+        self._write()
+        for method in self._options.all_methods:
+            for seed in range(self._options.seeds):
+                if (name, method, seed) not in self._done:
+                    measured = self._one_run(name, job, method, seed)
+                    named = {"forget_class": name, "method": method, "seed": seed}
+                    self._report["runs"].append(named | with_gap(measured, oracle))
+                    self._report["runs"].sort(key=self._place)
+                    self._write()
+        self._write()
+
+    def _place(self, run: Measures) -> tuple[int, int, int]:
+        names, methods = self._report["classes"], self._options.all_methods
+        return names.index(run["forget_class"]), methods.index(run["method"]), run["seed"]
+
+    def _one_run(self, name: str, job: WorkerJob, method: str, seed: int) -> Measures:
+        title = f"{name}: {method}, seed {seed} ({len(self._report['runs']) + 1} of {self.planned})"
+        if not get_method(method).oracle:
+            settings = self._options.hyperparameters.get(method, {})
+            return self._run(replace(job, task="forget", method=method, hyperparameters=settings, seed=seed), title)
         try:
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=self._options.timeout
-            )
-        except subprocess.TimeoutExpired:
-            return {"error": f"the run took longer than {self._options.timeout:g} s and was stopped"}
-        if done.returncode != 0 or not answered.is_file():
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            return {"error": f"the worker ended with status {done.returncode}: {last}"}
-        measured: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
-        return measured
+            weights, spent = self._oracles.trained(job, seed)
+            return spent | self._judge(_against_others(job, str(weights)), title)
+        except ClueError as error:
+            return {"error": str(error)}
 
-    def judge(self, job: WorkerJob, title: str) -> dict[str, Any]:
-        """The measures of a model as it is; ClueError if they cannot be had, for nothing else can then."""
-        measured = self(job, title)
-        if "error" in measured:
-            raise ClueError(f"cannot judge {title}: {measured['error']}")
-        return measured
+    def _judge_oracles(self, name: str, job: WorkerJob) -> Measures:
+        found = []
+        for seed, weights in enumerate(job.oracles):
+            title = f"{name}: Retrain" + (f", seed {seed}" if len(job.oracles) > 1 else "")
+            measured = self._judge(_against_others(job, weights), title)
+            spent: Measures = {}
+            if self._options.oracle_weights is None:
+                _, spent = self._oracles.trained(job, seed)
+            found.append({"seed": seed} | spent | measured)
+        return over_seeds(found)
 
+    def _judge(self, job: WorkerJob, title: str) -> Measures:
+        """The measures of a model as it is, from the cache where it holds them."""
+        return judged(
+            job,
+            self._images,
+            self._options.cache,
+            self._options.use_judged,
+            lambda: self._run.certainly(job, f"judging {title}"),
+        )
 
-def _with_gap(measured: dict[str, Any], oracle: dict[str, Any]) -> dict[str, Any]:
-    if "error" in measured:
-        return measured
-    names = ("ua", "ra", "ta", "mia")
-    known = all(found.get(name) is not None for name in names for found in (measured, oracle))
-    return measured | {"average_gap": average_gap(measured, oracle) if known else None}
+    def _time(self, name: str, job: WorkerJob, oracle: Measures) -> Measures:
+        """Seconds of 30 epochs of Retrain on this machine, now; measured if they were just trained."""
+        if oracle.get("epochs") == EPOCHS_OF_THE_PAPER and self._oracles.trained_now(job.forget_class):
+            return {"seconds_30_epochs": oracle["seconds"], "seconds_source": "measured"}
+        timing = replace(job, task="time", method=NAME, hyperparameters=self._oracles.settings(job))
+        timed = self._run.certainly(timing, f"{name}: timing Retrain")
+        return {key: value for key, value in timed.items() if key not in oracle}
 
-
-def _model_of(options: BenchOptions, classes: Sequence[str]) -> tuple[ModelSpec, Path]:
-    """The spec and the weights file of the model to forget from."""
-    if (options.weights / SPEC_FILE).is_file():
-        spec, _ = read_spec(options.weights)
-        if tuple(sorted(spec.classes)) != tuple(classes):
-            raise DataError(f"{options.data} does not hold the classes of the model {options.weights}")
-        return _in_folder_order(spec, classes), options.weights / WEIGHTS_FILE
-    if not options.weights.is_file():
-        raise DataError(f"{options.weights} does not exist: give a safetensors file or a model bundle")
-    spec = ModelSpec(options.architecture, tuple(classes), input_size=options.input_size)
-    return spec, options.weights
-
-
-def _in_folder_order(spec: ModelSpec, classes: Sequence[str]) -> ModelSpec:
-    """Labels of the images follow the sorted names; so must the logits."""
-    if spec.classes != tuple(classes):
-        raise DataError("the model's classes must be in alphabetical order to be benched")
-    return spec
+    def _write(self) -> None:
+        self._report["summary"] = summary(self._report)
+        self._report["cost"] = {name: cost(self._report, name) for name in self._report["retrain"]}
+        if self._json_path is not None:
+            write_result(self._json_path, self._report)
 
 
-def _check_oracle_path(options: BenchOptions, classes: Sequence[str]) -> None:
-    if options.oracle_weights is None:
-        return
-    if len(classes) > 1 and "{class}" not in str(options.oracle_weights):
-        raise DataError("one oracle serves one class: put {class} into the path of the oracle weights")
-    for name in classes:
-        if not _oracle_path(options.oracle_weights, name).is_file():
-            raise DataError(f"{_oracle_path(options.oracle_weights, name)} does not exist: no oracle weights")
+def _against_others(job: WorkerJob, weights: str) -> WorkerJob:
+    """Judge an oracle. Its divergence is that from the other ones: how far two trainings differ is the floor."""
+    others = tuple(other for other in job.oracles if other != weights)
+    return replace(job, weights=weights, oracles=others or job.oracles)
 
 
-def _oracle_path(pattern: Path, name: str) -> Path:
-    path = Path(str(pattern).replace("{class}", name))
-    return path / WEIGHTS_FILE if (path / SPEC_FILE).is_file() else path
-
-
-def _oracle(
-    options: BenchOptions,
-    images: Path,
-    key: str,
-    spec: ModelSpec,
-    index: int,
-    progress: Callable[[str], None],
-) -> Path:
-    if options.oracle_weights is not None:
-        return _oracle_path(options.oracle_weights, spec.classes[index])
-    train = mapped(images, "train", spec)
-    return trained_oracle(options.cache, key, train, spec, index, options.recipe, 0, progress)
-
-
-def _write(report: dict[str, Any], path: Path | None) -> None:
-    if path is not None:
-        write_result(path, report)
+def _check_writable(path: Path) -> None:
+    """Fail before hours are spent, not after."""
+    probe = path.with_name(f".{path.name}.probe")
+    try:
+        if path.is_dir():
+            raise DataError(f"cannot write {path}: it is a folder")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from None

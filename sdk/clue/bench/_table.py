@@ -1,4 +1,4 @@
-"""The bench's report as a table like the paper's: means over seeds, gaps to Retrain in brackets."""
+"""The bench's report as tables like the paper's: means over seeds, gaps to Retrain in brackets."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+
+from clue.bench._report import YARDSTICK
 
 _RATES = (("ua", "UA"), ("ra", "RA"), ("ta", "TA"), ("mia", "MIA"))
 _BEHIND = (
@@ -17,47 +19,99 @@ _BEHIND = (
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
-    """Two tables for each forgotten class: the paper's figures, and what they do not show."""
-    return [make(report, name) for name in report["retrain"] for make in (_accuracies, _depth)]
+    """Three tables for each forgotten class: the paper's figures, what they do not show, and the cost.
+
+    Where more than one class or seed was run, a summary over all of them follows.
+    """
+    found = [make(report, name) for name in report["retrain"] for make in (_accuracies, _depth, _cost)]
+    if len({(run["forget_class"], run.get("seed")) for run in report["runs"]}) > 1:
+        found.append(_summary(report))
+    return found
 
 
 def _accuracies(report: dict[str, Any], name: str) -> Table:
-    table = _empty(f"forget {name}: accuracy in percent, gap to Retrain in brackets")
-    for title in (*(title for _, title in _RATES), "avg gap"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = _empty(f"forget {name}: accuracy in percent, gap to Retrain in brackets", *dict(_RATES).values(), "avg gap")
     oracle = report["retrain"][name]
+    spread = oracle.get("spread") or {}
     for title, runs in _groups(report, name):
         cells = []
         for key, _ in _RATES:
             value, aim = _mean(runs, key), oracle.get(key)
-            gap = "" if value is None or aim is None or oracle in runs else f" ({abs(value - aim):.1f})"
-            cells.append(_number(value, 1) + gap)
+            if oracle in runs:
+                cells.append(_number(value, 1) + _deviation(spread.get(key), 1))
+            else:
+                gap = "" if value is None or aim is None else f" ({abs(value - aim):.1f})"
+                cells.append(_number(value, 1) + gap)
         table.add_row(title, *cells, _number(0.0 if oracle in runs else _mean(runs, "average_gap"), 2))
     return table
 
 
 def _depth(report: dict[str, Any], name: str) -> Table:
-    table = _empty(f"forget {name}: what is left behind (percent), and the cost")
-    for title in (*(title for _, title in _BEHIND), "KL", "s", "MiB", "J"):
-        table.add_column(title, justify="right", no_wrap=True)
+    title = f"forget {name}: what is left behind (percent), and the energy"
+    table = _empty(title, *dict(_BEHIND).values(), "KL", "J")
+    spread = report["retrain"][name].get("spread") or {}
     for title, runs in _groups(report, name):
-        memory = _mean(runs, "peak_rss_bytes")
-        # An estimate must not pass for a measurement.
-        estimated = any(run.get("energy_source") == "estimated" for run in runs)
+        own = spread if report["retrain"][name] in runs else {}
         table.add_row(
             title,
-            *(_number(_mean(runs, key), 1) for key, _ in _BEHIND),
+            *(_number(_mean(runs, key), 1) + _deviation(own.get(key), 1) for key, _ in _BEHIND),
             _number(_mean(runs, "kl_to_oracle"), 2),
-            _number(_mean(runs, "seconds"), 1),
-            _number(None if memory is None else memory / 2**20, 0),
-            ("~" if estimated else "") + _number(_mean(runs, "energy_joules"), 0),
+            # An estimate must not pass for a measurement.
+            _mark(any(run.get("energy_source") == "estimated" for run in runs))
+            + _number(_mean(runs, "energy_joules"), 0),
         )
     return table
 
 
-def _empty(title: str) -> Table:
+def _cost(report: dict[str, Any], name: str) -> Table:
+    """Seconds and memory, and their ratios; ``~`` marks what is extrapolated."""
+    columns = ("s", "Retrain is", "boundary_s. is", "MiB", "of boundary_s.")
+    table = _empty(f"forget {name}: cost, with Retrain as 30 epochs", *columns)
+    oracle = report["retrain"][name]
+    about = _mark(oracle.get("seconds_source") != "measured")
+    long = oracle.get("seconds_30_epochs")
+    if long is not None:
+        table.add_row(
+            "Retrain, 30 epochs", about + _number(long, 0), "", "", _mebibytes(oracle.get("peak_rss_bytes")), ""
+        )
+    for method, one in report.get("cost", {}).get(name, {}).items():
+        ratio = one["times_faster_than_retrain_30_epochs"]
+        share = one[f"peak_rss_share_of_{YARDSTICK}"]
+        table.add_row(
+            method,
+            _number(one["seconds"], 1),
+            "-" if ratio is None else f"{about}{ratio:.1f} x",
+            _times(one[f"times_faster_than_{YARDSTICK}"]),
+            _mebibytes(one["peak_rss_bytes"]),
+            "-" if share is None else f"{100 * share:.0f} %",
+        )
+    return table
+
+
+def _summary(report: dict[str, Any]) -> Table:
+    classes = len({run["forget_class"] for run in report["runs"]})
+    seeds = len({run.get("seed") for run in report["runs"]})
+    title = f"{classes} class(es), {seeds} seed(s): means, deviations over the runs, and the worst run"
+    table = _empty(title, "avg gap", "worst", "probe-Retrain", "worst", "back 5", "back 40", "s")
+    for method, found in report["summary"].items():
+        gap, probe = found["average_gap"], found["linear_probe_above_retrain"]
+        table.add_row(
+            method + (f" ({found['failed']} failed)" if found["failed"] else ""),
+            _number(gap["mean"], 2) + _deviation(gap["std"], 2),
+            _number(gap["worst"], 2),
+            _number(probe["mean"], 1) + _deviation(probe["std"], 1),
+            _number(probe["worst"], 1),
+            *(_number(found[key]["mean"], 1) for key in ("relearn_5", "relearn_40", "seconds")),
+        )
+    return table
+
+
+def _empty(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("method", no_wrap=True)
+    # Where the terminal is narrow a long name goes on in the next line; no number is ever cut.
+    table.add_column("method", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
     return table
 
 
@@ -82,3 +136,19 @@ def _mean(runs: Sequence[dict[str, Any]], key: str) -> float | None:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _deviation(value: float | None, digits: int) -> str:
+    return "" if value is None else f"+-{value:.{digits}f}"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} x"
+
+
+def _mebibytes(value: float | None) -> str:
+    return "-" if value is None else f"{value / 2**20:.0f}"
+
+
+def _mark(estimated: bool) -> str:
+    return "~" if estimated else ""

@@ -1,10 +1,12 @@
 """One measurement in a process of its own: ``python -m clue.bench.worker JOB.json RESULT.json``.
 
 A fresh process makes the peak memory of a method its own. The peak is taken while the method
-runs, before anything is evaluated. A failure of the method is a result too: the process then
-writes ``{"error": ...}`` and exits with 0; it exits with 1 where the job itself is wrong.
+runs, before anything is evaluated. Progress goes to standard output, one JSON object a line. A
+failure of the method is a result too: the process then writes ``{"error": ...}`` and exits with
+0; it exits with 1 where the job itself is wrong.
 """
 
+import json
 import math
 import sys
 from dataclasses import asdict
@@ -15,17 +17,18 @@ import torch
 from torch import nn
 
 from clue import evaluate
-from clue._forget import ForgetReport, forget
+from clue._forget import forget
 from clue.architectures import build_model
-from clue.bench._images import MappedImages, mapped
 from clue.bench._job import WorkerJob, write_result
+from clue.bench._training import Emit, cost_of, time_training, train_oracle
 from clue.bundle import load_weights
+from clue.data.decoded import mapped
 from clue.errors import ClueError
 from clue.metering.memory import peak_memory
 from clue.spec import ModelSpec
 
 
-def measure(job: WorkerJob) -> dict[str, Any]:
+def measure(job: WorkerJob, emit: Emit = lambda _message: None) -> dict[str, Any]:
     """Run the job; rates are in percent, ``detail`` holds counts and intervals as shares.
 
     Raises:
@@ -33,31 +36,30 @@ def measure(job: WorkerJob) -> dict[str, Any]:
     """
     if job.threads:
         torch.set_num_threads(job.threads)
+    if job.task == "train":
+        return train_oracle(job, emit)
+    if job.task == "time":
+        return time_training(job)
     spec = job.model_spec()
     model = _model(spec, job.weights)
-    train, test = (mapped(Path(job.cache), split, spec) for split in ("train", "test"))
-    sizes = job.sizes
-    forget_set = train.only(job.forget_class, sizes.forget or None)
-    result: dict[str, Any] = {}
-    if job.method:
-        # An empty block: the peak is reset to what is resident now, with torch and the model loaded.
-        with peak_memory() as loaded:
-            pass
-        outcome = forget(
-            model,
-            forget_set,
-            job.forget_class,
-            job.method,
-            job.seed,
-            hyperparameters=job.hyperparameters,
-        )
-        model = outcome.model
-        result = _cost(outcome.report) | {"rss_before_bytes": loaded.peak_bytes}
-    counts = [sizes.retained] * len(spec.classes)
-    counts[job.forget_class] = len(forget_set)
-    shown = test.first([sizes.test or len(test)] * len(spec.classes))
-    view = evaluate.ModelView(model, train.first(counts), shown, job.forget_class)
-    return result | _judge(view, shown, job, spec)
+    if job.task == "judge":
+        return _judge(model, job, spec)
+    forget_set = mapped(Path(job.cache), "train", spec).only(job.forget_class, job.sizes.forget or None)
+    # An empty block: the peak is reset to what is resident now, with torch and the model loaded.
+    with peak_memory() as loaded:
+        pass
+    outcome = forget(
+        model,
+        forget_set,
+        job.forget_class,
+        job.method,
+        job.seed,
+        lambda step: emit({"fraction": step.fraction, "epoch": step.epoch, "epochs": step.epochs, "loss": step.loss}),
+        hyperparameters=job.hyperparameters,
+    )
+    cost = cost_of(outcome.report) | {"rss_before_bytes": loaded.peak_bytes}
+    emit({"line": "judging"})
+    return cost | _judge(outcome.model, job, spec)
 
 
 def _model(spec: ModelSpec, weights: str) -> nn.Module:
@@ -66,70 +68,18 @@ def _model(spec: ModelSpec, weights: str) -> nn.Module:
     return model.eval()
 
 
-def _cost(report: ForgetReport) -> dict[str, Any]:
-    return {
-        "seconds": report.seconds,
-        "cpu_seconds": report.cpu_seconds,
-        "peak_rss_bytes": report.peak_memory_bytes,
-        "energy_joules": report.energy.joules,
-        "energy_source": report.energy.source,
-        "energy_detail": report.energy.detail,
-        "epochs": report.epochs,
-        "samples": report.samples,
-        "weights_changed": report.weights_changed,
-        "hyperparameters": report.hyperparameters,
-    }
-
-
-def _judge(view: evaluate.ModelView, shown: MappedImages, job: WorkerJob, spec: ModelSpec) -> dict[str, Any]:
+def _judge(model: nn.Module, job: WorkerJob, spec: ModelSpec) -> dict[str, Any]:
     """Every metric of the paper's table and the ones that look behind it."""
     sizes = job.sizes
-    accuracy = evaluate.ClassAccuracies().measure(view)
-    membership = evaluate.MembershipInference(limit=sizes.mia).measure(view)
-    probe = evaluate.LinearProbe(per_class=sizes.retained).measure(view)
-    weak = evaluate.Relearning(draws=sizes.draws).measure(view)
-    strong = evaluate.Relearning(draws=sizes.draws, reset_head=True).measure(view)
-    separation = evaluate.EnergySeparation().measure(view)
-    calibration = evaluate.CalibrationError().measure(view)
-    quantised = evaluate.QuantisedAccuracy().measure(view)
-    result: dict[str, Any] = {
-        "ua": _percent(accuracy.ua.value),
-        "ra": _percent(accuracy.ra.value),
-        "ta": _percent(accuracy.ta.value),
-        "ua_test": _percent(accuracy.ua_test.value),
-        "mia": _percent(membership.value),
-        "linear_probe": _percent(probe.value),
-        "relearn_5": _percent(weak.value(5)),
-        "relearn_40": _percent(weak.value(40)),
-        "relearn_head_5": _percent(strong.value(5)),
-        "relearn_head_40": _percent(strong.value(40)),
-        "energy_auroc": separation.value,
-        "ece_retained": calibration.value,
-        "ua_quantised": _percent(quantised.ua.value),
-        "ta_quantised": _percent(quantised.ta.value),
-        "kl_to_oracle": None,
-    }
-    found = {
-        **accuracy.as_dict(),
-        "mia": membership.as_dict(),
-        "linear_probe": probe.as_dict(),
-        "relearn": weak.as_dict(),
-        "relearn_head": strong.as_dict(),
-        "energy_separation": separation.as_dict(),
-        "calibration": calibration.as_dict(),
-        "quantised": quantised.as_dict(),
-    }
-    if job.oracle:
-        asked = shown.only(job.forget_class)
-        oracle = evaluate.answers(_model(spec, job.oracle), asked)
-        divergence = evaluate.OracleDivergence(oracle).measure(view)
-        result["kl_to_oracle"] = divergence.value
-        found["kl_to_oracle"] = divergence.as_dict()
-    return result | {"detail": found, "sizes": asdict(sizes)}
-
-
-def _percent(share: float) -> float | None:
-    return None if math.isnan(share) else 100.0 * share
+    train, test = (mapped(Path(job.cache), split, spec) for split in ("train", "test"))
+    counts = [sizes.retained] * len(spec.classes)
+    counts[job.forget_class] = sizes.forget or len(train)
+    shown = test.first([sizes.test or len(test)] * len(spec.classes))
+    asked = shown.only(job.forget_class)
+    oracles = [evaluate.answers(_model(spec, weights), asked) for weights in job.oracles]
+    view = evaluate.ModelView(model, train.first(counts), shown, job.forget_class)
+    found = evaluate.judge(view, oracles, per_class=sizes.retained, draws=sizes.draws, mia=sizes.mia)
+    return found.figures() | {"detail": found.as_dict(), "sizes": asdict(sizes)}
 
 
 def main(arguments: list[str]) -> int:
@@ -143,11 +93,16 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     try:
-        result = measure(job)
+        result = measure(job, _emit)
     except ClueError as error:
         result = {"error": f"{type(error).__name__}: {error}"}
     write_result(Path(arguments[1]), _finite(result))
     return 0
+
+
+def _emit(message: dict[str, Any]) -> None:
+    # A bench that was killed has closed the pipe: the worker then ends here, with its checkpoint on disk.
+    print(json.dumps(_finite(message)), flush=True)
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,7 @@ Commands import torch when they run, so that ``--help`` and ``--version`` answer
 import typer
 
 from clue import __version__
-from clue.cli import _attention, _models, _training, _unlearning
+from clue.cli import _attention, _evaluate, _models, _training, _unlearning
 from clue.cli._bench import bench_command
 from clue.cli._run import run
 
@@ -38,6 +38,7 @@ def _root(
 
 
 _unlearning.register(app)
+_evaluate.register(app)
 _models.register(app)
 _training.register(app)
 _attention.register(app)

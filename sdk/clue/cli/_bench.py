@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 
-from clue.errors import ClueError
+from clue.cli._output import check_json_target
+from clue.cli._reporter import ConsoleReporter
 
 
 def bench_command(
@@ -17,27 +19,37 @@ def bench_command(
     arch: Annotated[str, typer.Option(help="Architecture of the weights; a bundle knows its own.")] = "resnet20",
     oracle_weights: Annotated[
         Path | None,
-        typer.Option(help="Weights of the Retrain oracle; {class} stands for the class. Else it is trained."),
+        typer.Option(help="Weights of the Retrain oracle; {class} and {seed} stand for these. Else it is trained."),
     ] = None,
-    methods: Annotated[str, typer.Option(help="Method names, separated by commas, or 'all'.")] = "all",
+    oracle_seeds: Annotated[int, typer.Option(min=1, help="Retrain oracles of each class, for their spread.")] = 1,
+    oracle_epochs: Annotated[int, typer.Option(min=0, help="Epochs of the oracle; 0 takes the recipe's.")] = 0,
+    recipe: Annotated[str, typer.Option(help="Training recipe of the oracle.")] = "cifar10",
+    methods: Annotated[
+        str, typer.Option(help="Names, separated by commas, or 'all' that need forget samples only.")
+    ] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds 0, 1, ...")] = 1,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the full report here.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the runs that --json already holds.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Few images: minutes, not hours; wide intervals.")] = False,
     image_size: Annotated[int, typer.Option(min=1, help="Side of the input; a bundle knows its own.")] = 32,
-    recipe: Annotated[str, typer.Option(help="Training recipe of the oracle.")] = "cifar10",
     hyperparameters: Annotated[
         Path | None, typer.Option("--settings", help="JSON file {method: {name: value}} of overrides.")
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for decoded images and trained oracles.")] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Judge the original and Retrain again, known or not.")
+    ] = False,
     threads: Annotated[int, typer.Option(min=0, help="Threads of each run; 0 leaves the default.")] = 0,
 ) -> None:
     """Compare unlearning methods on your own images against retraining without the class."""
+    check_json_target(json_path)
+    if resume and json_path is None:
+        raise click.UsageError("--resume needs --json, the report to go on with")
+    if json_path is not None and str(json_path) == "-":
+        raise click.UsageError("--json takes a file: the report is kept there while the bench runs")
     # Imported here, so that --help answers without loading torch.
     from clue.bench import BenchOptions, bench, default_cache, tables
 
-    console, errors = Console(), Console(stderr=True)
-    if json_path is not None and not json_path.resolve().parent.is_dir():
-        raise typer.BadParameter(f"the folder of {json_path} does not exist", param_hint="--json")
     options = BenchOptions(
         data=data,
         weights=weights,
@@ -46,21 +58,19 @@ def bench_command(
         architecture=arch,
         input_size=(image_size, image_size),
         oracle_weights=oracle_weights,
+        oracle_seeds=oracle_seeds,
+        oracle_epochs=oracle_epochs,
         recipe=recipe,
         hyperparameters=_settings(hyperparameters),
         seeds=seeds,
         cache=cache or default_cache(),
+        use_judged=not no_cache,
         threads=threads,
     )
-    try:
-        report = bench(
-            options.quick() if quick else options,
-            json_path=json_path,
-            progress=lambda line: errors.print(line, style="dim", highlight=False, markup=False),
-        )
-    except (ClueError, OSError) as error:
-        errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+    errors = Console(stderr=True)
+    with ConsoleReporter(errors) as reporter:
+        report = bench(options.quick() if quick else options, json_path=json_path, resume=resume, reporter=reporter)
+    console = Console()
     for table in tables(report):
         console.print(table)
     failed = [run for run in report["runs"] if "error" in run]
@@ -68,22 +78,19 @@ def bench_command(
         line = f"{run['method']} on {run['forget_class']}, seed {run['seed']}: {run['error']}"
         errors.print(line, markup=False, highlight=False, soft_wrap=True)
     if json_path is not None:
-        errors.print(f"report: {json_path}", markup=False, highlight=False)
+        errors.print(f"report: {json_path}", markup=False, highlight=False, soft_wrap=True)
     if failed and len(failed) == len(report["runs"]):
         raise typer.Exit(1)
-
-
-def attach(app: typer.Typer) -> None:
-    """Add ``bench`` to an application."""
-    app.command("bench")(bench_command)
 
 
 def _names(text: str) -> tuple[str, ...]:
     """Comma-separated names; empty for ``all``."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
-        raise typer.BadParameter("give at least one name, or 'all'")
-    return () if names == ("all",) else names
+        raise click.UsageError("give at least one name, or 'all'")
+    if names == ("all",):
+        return ()
+    return tuple(dict.fromkeys(names))
 
 
 def _settings(path: Path | None) -> dict[str, dict[str, Any]]:
@@ -92,7 +99,7 @@ def _settings(path: Path | None) -> dict[str, dict[str, Any]]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"cannot read {path}: {error}", param_hint="--settings") from None
+        raise click.UsageError(f"cannot read --settings {path}: {error}") from None
     if not isinstance(found, dict) or not all(isinstance(value, dict) for value in found.values()):
-        raise typer.BadParameter(f"{path} must map method names to settings", param_hint="--settings")
+        raise click.UsageError(f"--settings {path} must map method names to settings")
     return found

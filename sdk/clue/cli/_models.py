@@ -68,10 +68,14 @@ def methods() -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("method", "hyper-parameter", "default"):
         table.add_column(heading)
-    for name in available_methods():
+    for name in available_methods(oracles=True):
         for index, setting in enumerate(fields(get_method(name).hyperparameters)):
             table.add_row(name if index == 0 else "", setting.name, Text(str(setting.default)))
     screen(None).print(table)
+    oracles = sorted(set(available_methods(oracles=True)) - set(available_methods()))
+    screen(None).print(
+        f"{', '.join(oracles)}: a yardstick, it needs retained data; all others need forget samples only"
+    )
 
 
 def import_weights(

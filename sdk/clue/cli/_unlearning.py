@@ -1,13 +1,14 @@
-"""``clue forget`` and ``clue evaluate``."""
+"""``clue forget``."""
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import typer
 
+from clue.cli._evaluate import percent, plain, score
 from clue.cli._output import check_json_target, new_folder, progress_console, screen, two_columns, write_json
 from clue.errors import HyperparameterError
 from clue.spec import SPEC_FILE
@@ -15,11 +16,8 @@ from clue.spec import SPEC_FILE
 if TYPE_CHECKING:
     from torch import nn
 
-    from clue.evaluate import Accuracy
     from clue.methods._registry import Method
     from clue.spec import ModelSpec
-
-Scores = tuple["Accuracy", "Accuracy"]
 
 _MODEL = typer.Argument(help="Model bundle: a folder with model.json and model.safetensors.")
 _CLASS = typer.Option(..., "--class", help="Name of the class.")
@@ -28,9 +26,8 @@ _TRUST = typer.Option([], "--allow-factory", help="module:function that the bund
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to ``app``."""
+    """Add the command to ``app``."""
     app.command("forget")(forget)
-    app.command("evaluate")(evaluate)
 
 
 def forget(
@@ -59,15 +56,15 @@ def forget(
         bundle = clue.load_bundle(model_dir, allowed_factories=allow_factory)
         index = bundle.spec.class_index(class_name)
         images = clue.data.image_folder(images_dir, bundle.spec, only=class_name)
-        before = _score(bundle.model, bundle.spec, holdout, index) if holdout else None
+        before = score(bundle, holdout, index) if holdout else None
         result = _forget_with_bar(bundle.model, images, index, method, seed, hyperparameters, batch_size)
-        after = _score(result.model, bundle.spec, holdout, index) if holdout else None
+        after = score(replace(bundle, model=result.model), holdout, index) if holdout else None
         spec = clue.save_bundle(folder, result.model, bundle.spec.with_forgotten(class_name))
         body = {
             "class": class_name,
             "model": {"before": bundle.digest, "weights_sha256": spec.weights_sha256},
             "report": result.report.as_dict(),
-            "holdout": {"before": _plain(before), "after": _plain(after)} if before and after else None,
+            "holdout": {"before": plain(before), "after": plain(after)} if before and after else None,
         }
         if json_file and str(json_file) != "-":
             write_json(json_file, body)
@@ -79,7 +76,7 @@ def forget(
     rows = [("model", str(out)), ("forgot", f"{class_name} with {method}, {report.samples} images")]
     if before and after:
         rows += [
-            (name, f"{_percent(b)} -> {_percent(a)}") for name, b, a in zip(("UA", "RA"), before, after, strict=True)
+            (name, f"{percent(b)} -> {percent(a)}") for name, b, a in zip(("UA", "RA"), before, after, strict=True)
         ]
     rows += [
         ("time", f"{report.seconds:.1f} s, {report.epochs} epochs"),
@@ -88,23 +85,6 @@ def forget(
         ("weights", f"{100 * report.weights_changed:.1f} % changed"),
     ]
     two_columns(screen(json_file), rows)
-
-
-def evaluate(
-    model_dir: Path = _MODEL,
-    holdout_dir: Path = typer.Argument(help="Labelled images: a folder with one sub-folder per class."),
-    class_name: str = _CLASS,
-    json_file: Path | None = _JSON,
-    allow_factory: list[str] = _TRUST,
-) -> None:
-    """Accuracy on images of the forgotten class (UA) and of all others (RA), with 95 % intervals."""
-    check_json_target(json_file)
-    import clue
-
-    bundle = clue.load_bundle(model_dir, allowed_factories=allow_factory)
-    scores = _score(bundle.model, bundle.spec, holdout_dir, bundle.spec.class_index(class_name))
-    write_json(json_file, {"class": class_name, "model": bundle.digest, **_plain(scores)})
-    two_columns(screen(json_file), [("UA", _percent(scores[0])), ("RA", _percent(scores[1]))])
 
 
 def parse_settings(method: "Method", given: list[str]) -> dict[str, Any]:
@@ -164,25 +144,3 @@ def _forget_with_bar(
 def _with_names(text: str, spec: "ModelSpec") -> str:
     """The SDK speaks of ``class 3``, people of cats."""
     return re.sub(r"\bclass (\d+)\b", lambda found: f"'{spec.classes[int(found[1])]}'", text)
-
-
-def _score(model: "nn.Module", spec: "ModelSpec", holdout: Path, index: int) -> Scores:
-    import clue
-
-    return clue.evaluate_classes(model, clue.data.loader(clue.data.image_folder(holdout, spec)), index)
-
-
-def _percent(score: "Accuracy") -> str:
-    if not score.samples:
-        return "no images"
-    low, high = score.interval()
-    return f"{100 * score.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {score.samples}"
-
-
-def _plain(scores: Scores | None) -> dict[str, Any]:
-    if scores is None:
-        return {}
-    return {
-        name: {"value": s.value, "correct": s.correct, "samples": s.samples, "interval95": s.interval()}
-        for name, s in zip(("ua", "ra"), scores, strict=True)
-    }

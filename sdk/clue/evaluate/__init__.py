@@ -22,6 +22,7 @@ class                    function                 question
 ``CalibrationError``     ``calibration_error``    are retained confidences honest?
 ``QuantisedAccuracy``    ``quantised_copy``       does 8-bit rounding bring it back?
                          ``average_gap``          mean gap to Retrain in UA, RA, TA, MIA
+                         ``judge``                all of them at once
 ======================== ======================== ====================================
 """
 
@@ -32,6 +33,7 @@ from clue.evaluate._accuracy import (
     evaluate_classes,
     split_accuracy,
 )
+from clue.evaluate._judge import Judgement, judge
 from clue.evaluate._membership import (
     MembershipInference,
     MembershipResult,
@@ -64,6 +66,7 @@ __all__ = [
     "ClassAccuracy",
     "DivergenceResult",
     "EnergySeparation",
+    "Judgement",
     "LinearProbe",
     "MembershipInference",
     "MembershipResult",
@@ -82,6 +85,7 @@ __all__ = [
     "evaluate_classes",
     "fake_quantise",
     "first_per_class",
+    "judge",
     "linear_probe",
     "membership_inference",
     "oracle_divergence",

@@ -42,7 +42,8 @@ class Accuracy:
         n, p = self.samples, self.value
         centre = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, centre - half), min(1.0, centre + half)
+        # Rounding must not leave the share itself outside.
+        return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
     def as_dict(self) -> dict[str, Any]:
         """Value, counts and 95 % interval as plain data.

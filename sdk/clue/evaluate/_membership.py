@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clue.errors import DataError
 from clue.evaluate._accuracy import Accuracy
 from clue.evaluate._view import Answers, ModelView
+
+# Far above the rounding error of a sum of 18,000 terms of size 3.
+_TIE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,32 @@ def membership_inference(
     inside, outside = (rng.permutation(group)[:count] for group in groups[:2])
     features = np.concatenate([inside, outside])
     truth = np.repeat([1, 0], count)
-    attacker = SVC(C=3.0, gamma="auto", kernel="rbf", cache_size=500).fit(features, truth)
+    attacker = SVC(C=3.0, gamma="auto", kernel="rbf", cache_size=100).fit(features, truth)
     called_member = attacker.predict(groups[2])
     return MembershipResult(
         non_members=Accuracy(int((called_member == 0).sum()), len(called_member)),
-        attack_accuracy=float(attacker.score(features, truth)),
+        attack_accuracy=float((_predict(attacker, features) == truth).mean()),
         attack_samples=2 * count,
     )
+
+
+def _predict(attacker: Any, features: NDArray[np.float64]) -> NDArray[np.int64]:
+    """``attacker.predict`` of a single feature, its exponentials in vectors: several times as fast.
+
+    The sums run in another order than in libsvm. Where that could matter, libsvm is asked.
+    """
+    gamma, bias = 1.0, float(attacker.intercept_[0])  # "auto" is one over the number of features
+    vectors, weights = attacker.support_vectors_[:, 0], attacker.dual_coef_[0]
+    decisions = [
+        np.exp(-gamma * (part - vectors) ** 2) @ weights + bias
+        for part in np.array_split(features, len(features) // 64 + 1)
+    ]
+    decision = np.concatenate(decisions)
+    found = (decision > 0).astype(np.int64)
+    close = np.abs(decision) < _TIE
+    if close.any():
+        found[close] = attacker.predict(features[close])
+    return found
 
 
 def true_class_probability(found: Answers) -> Tensor:

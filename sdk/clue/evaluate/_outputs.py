@@ -31,9 +31,17 @@ class SeparationResult:
     mean_forget: float
     mean_retained: float
 
+    def interval(self, z: float = 1.96) -> tuple[float, float]:
+        """Interval of the AUROC (95 % by default; Hanley and McNeil, 1982)."""
+        a, m, n = self.value, self.forget_samples, self.retained_samples
+        spread = a * (1 - a) + (m - 1) * (a / (2 - a) - a * a) + (n - 1) * (2 * a * a / (1 + a) - a * a)
+        half = z * math.sqrt(max(0.0, spread) / (m * n))
+        return max(0.0, a - half), min(1.0, a + half)
+
     def as_dict(self) -> dict[str, Any]:
         """The result as plain data."""
-        return dict(vars(self))
+        low, high = self.interval()
+        return vars(self) | {"low": low, "high": high}
 
 
 def energy_separation(forgotten: Tensor, retained: Tensor, temperature: float = 1.0) -> SeparationResult:
@@ -86,9 +94,14 @@ class DivergenceResult:
     standard_error: float
     samples: int
 
+    def interval(self, z: float = 1.96) -> tuple[float, float]:
+        """Interval of the mean (95 % by default); NaN for a single sample."""
+        return max(0.0, self.value - z * self.standard_error), self.value + z * self.standard_error
+
     def as_dict(self) -> dict[str, Any]:
         """The result as plain data."""
-        return dict(vars(self))
+        low, high = self.interval()
+        return vars(self) | {"low": low, "high": high}
 
 
 def oracle_divergence(logits: Tensor, oracle_logits: Tensor) -> DivergenceResult:
@@ -137,15 +150,22 @@ class CalibrationResult:
         value: in [0, 1]; 0 is perfect.
         bins: number of equal bins of the confidence.
         samples: number of images.
+        standard_error: of the value, from 200 bootstrap samples of the images.
     """
 
     value: float
     bins: int
     samples: int
+    standard_error: float = math.nan
+
+    def interval(self, z: float = 1.96) -> tuple[float, float]:
+        """Interval of the value (95 % by default)."""
+        return max(0.0, self.value - z * self.standard_error), min(1.0, self.value + z * self.standard_error)
 
     def as_dict(self) -> dict[str, Any]:
         """The result as plain data."""
-        return dict(vars(self))
+        low, high = self.interval()
+        return vars(self) | {"low": low, "high": high}
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> CalibrationResult:
@@ -164,7 +184,18 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> Calibra
     for chosen in (index == bin_ for bin_ in range(bins)):
         if chosen.any():
             total += float((confidence[chosen].mean() - right[chosen].mean()).abs() * chosen.sum())
-    return CalibrationResult(total / len(logits), bins, len(logits))
+    return CalibrationResult(total / len(logits), bins, len(logits), _bootstrap_error(confidence - right, index, bins))
+
+
+def _bootstrap_error(excess: Tensor, index: Tensor, bins: int, resamples: int = 200) -> float:
+    """Standard deviation of the calibration error over images drawn with replacement."""
+    generator = torch.Generator().manual_seed(0)
+    count = len(excess)
+    found = []
+    for _ in range(resamples):
+        drawn = torch.randint(count, (count,), generator=generator)
+        found.append(torch.bincount(index[drawn], weights=excess[drawn], minlength=bins).abs().sum() / count)
+    return float(torch.stack(found).std())
 
 
 @dataclass(frozen=True)

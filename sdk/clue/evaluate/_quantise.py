@@ -81,8 +81,11 @@ class QuantisedAccuracy:
         indices = torch.nonzero(view.train.labels == k).flatten().tolist()
         if not indices:
             raise DataError("quantised accuracy needs training images of the forget class")
+        retained = torch.nonzero(view.test.labels != k).flatten().tolist()
+        if not retained:
+            raise DataError("quantised accuracy needs test images of the retained classes")
         train = answers(rounded, Subset(view.train_data, indices))
-        test = answers(rounded, view.test_data)
+        test = answers(rounded, Subset(view.test_data, retained))
         ua, _ = split_accuracy(train.logits, train.labels, k)
         _, ta = split_accuracy(test.logits, test.labels, k)
         return QuantisedResult(ua, ta, self.bits)

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from clue._head import classifier_head
 from clue.errors import DataError
 from clue.evaluate._accuracy import Accuracy
-from clue.evaluate._view import ModelView, evaluating
+from clue.evaluate._view import BATCH_SIZE, ModelView, evaluating
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,17 @@ class RelearnResult:
         values = [accuracy.value for accuracy in self.after[steps]]
         return statistics.stdev(values) if len(values) > 1 else float("nan")
 
+    def interval(self, steps: int) -> tuple[float, float]:
+        """95 % Wilson interval of :meth:`value`; the draws share their test images, so these count once."""
+        draws = self.after[steps]
+        return Accuracy(round(statistics.fmean(one.correct for one in draws)), draws[0].samples).interval()
+
     def as_dict(self) -> dict[str, Any]:
         """The result as plain data."""
         return {
             "after": {str(k): [one.as_dict() for one in draws] for k, draws in self.after.items()},
             "mean": {str(k): self.value(k) for k in self.after},
+            "interval95": {str(k): self.interval(k) for k in self.after},
             "draws": len(next(iter(self.after.values()))),
             "train_samples": self.train_samples,
             "head_reset": self.head_reset,
@@ -79,7 +85,8 @@ def relearn(
         momentum: of SGD.
         reset_row: class whose row (and bias) of the head is set to the mean of the others first.
     """
-    student = copy.deepcopy(model)
+    # In this layout a convolution's backward pass takes a sixth less time on the CPU; it rounds differently.
+    student = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kept = {}
     with evaluating(student) as device:
         for parameter in student.parameters():
@@ -129,7 +136,7 @@ class Relearning:
         targets = torch.nonzero(view.test.labels == k).flatten()
         if len(targets) == 0 or not (labels == k).any():
             raise DataError("relearning needs training and test images of the forget class")
-        asked = [_stack(view.test_data, part) for part in torch.split(targets, 250)]
+        asked = [_stack(view.test_data, part) for part in torch.split(targets, BATCH_SIZE)]
         after: dict[int, list[Accuracy]] = {step: [] for step in self.steps}
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.zeros(0)

@@ -17,8 +17,8 @@ Register your own from outside the package, with the training loop that the othe
         run_sgd(job, hp, loss)
 
 Every method here sees forget samples only. Where a published method also wants retained
-images, its file says what the forget-only form leaves out or puts in their place. The oracle
-``Retrain`` is not among them: it is a model trained from scratch without the class.
+images, its file says what the forget-only form leaves out or puts in their place. The one
+exception is the oracle ``retrain``, a yardstick that asks for a folder of retained images.
 """
 
 from clue.methods import boundary_expanding as _boundary_expanding  # noqa: F401
@@ -31,6 +31,7 @@ from clue.methods import influence as _influence  # noqa: F401
 from clue.methods import lipschitz as _lipschitz  # noqa: F401
 from clue.methods import random_labels as _random_labels  # noqa: F401
 from clue.methods import random_soft_labels as _random_soft_labels  # noqa: F401
+from clue.methods import retrain as _retrain  # noqa: F401
 from clue.methods import salun as _salun  # noqa: F401
 from clue.methods import selective_synaptic_dampening as _selective_synaptic_dampening  # noqa: F401
 from clue.methods import unsir as _unsir  # noqa: F401

@@ -26,31 +26,42 @@ Run = Callable[["ForgetJob", H], None]
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method: its name, its settings class and its run function."""
+    """A registered method.
+
+    Attributes:
+        name: as :func:`clue.forget` takes it.
+        hyperparameters: its settings class.
+        run: changes the student of a job in place.
+        oracle: it needs retained data, so it is a yardstick and nothing that a device can do.
+    """
 
     name: str
     hyperparameters: type[Hyperparameters]
     run: Callable[["ForgetJob", Any], None]
+    oracle: bool = False
 
 
 _METHODS: dict[str, Method] = {}
 
 
-def register_method(name: str, hyperparameters: type[H]) -> Callable[[Run[H]], Run[H]]:
-    """Decorator: make ``run`` available to :func:`clue.forget` as ``method=name``."""
+def register_method(name: str, hyperparameters: type[H], *, oracle: bool = False) -> Callable[[Run[H]], Run[H]]:
+    """Decorator: make ``run`` available to :func:`clue.forget` as ``method=name``.
+
+    ``oracle`` marks a method that needs retained data; :func:`available_methods` leaves it out.
+    """
 
     def register(run: Run[H]) -> Run[H]:
         if name in _METHODS:
             raise ValueError(f"a method called {name!r} is already registered")
-        _METHODS[name] = Method(name, hyperparameters, run)
+        _METHODS[name] = Method(name, hyperparameters, run, oracle)
         return run
 
     return register
 
 
-def available_methods() -> tuple[str, ...]:
-    """Names of all registered methods, sorted."""
-    return tuple(sorted(_METHODS))
+def available_methods(*, oracles: bool = False) -> tuple[str, ...]:
+    """Names of the registered methods that need forget samples only, sorted; with ``oracles`` of all."""
+    return tuple(sorted(name for name, method in _METHODS.items() if oracles or not method.oracle))
 
 
 def get_method(name: str) -> Method:
@@ -58,7 +69,7 @@ def get_method(name: str) -> Method:
     try:
         return _METHODS[name]
     except KeyError:
-        known = ", ".join(available_methods())
+        known = ", ".join(available_methods(oracles=True))
         raise UnknownMethodError(f"there is no unlearning method {name!r}; choose one of: {known}") from None
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-_BATCH = 72
+_BATCH = 36
 _STEP = 0.05
 _STATISTICS_WEIGHT = 10.0
 _SMOOTHNESS_WEIGHT = 0.02
@@ -61,7 +61,8 @@ def synthesise(
         for start in range(0, len(labels), _BATCH):
             targets = labels[start : start + _BATCH]
             chosen = torch.randint(len(seeds), (len(targets),), generator=generator)
-            images = seeds[chosen.to(seeds.device)].float()
+            # On the CPU convolutions are much faster in this layout.
+            images = seeds[chosen.to(seeds.device)].float().contiguous(memory_format=torch.channels_last)
             mirrored = torch.rand(len(targets), generator=generator) < 0.5
             images = torch.where(mirrored.view(-1, 1, 1, 1).to(images.device), images.flip(3), images)
             targets = targets.to(images.device)
@@ -119,8 +120,11 @@ def _batch_statistics(model: nn.Module) -> Iterator[list[Tensor]]:
             return
         axes = [axis for axis in range(inputs[0].ndim) if axis != 1]
         variance = module.running_var + module.eps
-        mean_gap = ((inputs[0].mean(axes) - module.running_mean) ** 2 / variance).mean()
-        spread_gap = (((inputs[0].var(axes, unbiased=False) + 1e-12) / variance).sqrt() - 1).pow(2).mean()
+        mean = inputs[0].mean(axes)
+        # Tensor.var is several times slower on channels-last activations.
+        spread = (inputs[0] * inputs[0]).mean(axes) - mean * mean
+        mean_gap = ((mean - module.running_mean) ** 2 / variance).mean()
+        spread_gap = ((spread.clamp_min(1e-12) / variance).sqrt() - 1).pow(2).mean()
         distances.append(mean_gap + spread_gap)
 
     hooks = [m.register_forward_pre_hook(compare) for m in model.modules() if isinstance(m, _BatchNorm)]

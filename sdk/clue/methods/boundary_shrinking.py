@@ -32,8 +32,9 @@ class BoundaryShrinkingHyperparameters(SgdHyperparameters):
             is about 0.44 with the usual normalisation), >= 0.
     """
 
-    epochs: int = 2
-    lr: float = 1e-3
+    epochs: int = 10
+    lr: float = 1e-5
+    momentum: float = 0.9
     bound: float = 0.44
 
     def __post_init__(self) -> None:

@@ -45,6 +45,7 @@ class ClueHyperparameters(Hyperparameters):
         kd_temperature: temperature of the distillation, > 0.
         noise: corruption of the teacher's input, ``gaussian`` or ``salt_and_pepper``.
         noise_level: sigma in normalised pixel units, or fraction of pixels; >= 0.
+        noise_cells: cells of Gaussian noise along the shorter side of an image, >= 0; 0 draws every pixel on its own.
         energy: form of the energy loss, ``logsumexp`` or ``partition`` (Eq. 2 as printed).
         energy_weight: weight lambda of the energy loss, >= 0.
         energy_temperature: T of the energy, > 0.
@@ -60,6 +61,7 @@ class ClueHyperparameters(Hyperparameters):
     kd_temperature: float = 1.0
     noise: NoiseKind = "salt_and_pepper"
     noise_level: float = 0.05
+    noise_cells: int = 0
     energy: EnergyForm = "logsumexp"
     energy_weight: float = 0.01
     energy_temperature: float = 1.0
@@ -71,7 +73,7 @@ class ClueHyperparameters(Hyperparameters):
         self.require("min_steps", self.min_steps >= 0, "at least 0")
         self.require("stop_accuracy", self.stop_accuracy == -1 or 0 <= self.stop_accuracy <= 1, "-1 or in [0, 1]")
         self.require("lr", self.lr > 0, "positive")
-        for name in ("kd_weight", "noise_level", "energy_weight"):
+        for name in ("kd_weight", "noise_level", "noise_cells", "energy_weight"):
             self.require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("kd_temperature", "energy_temperature"):
             self.require(name, getattr(self, name) > 0, "positive")
@@ -90,7 +92,7 @@ def run(job: ForgetJob, hp: ClueHyperparameters) -> None:
 
     def loss(images: torch.Tensor) -> BatchLoss:
         with torch.no_grad():
-            teacher = job.original(corrupt(images, hp.noise, hp.noise_level, job.generator))
+            teacher = job.original(corrupt(images, hp.noise, hp.noise_level, job.generator, hp.noise_cells))
         logits = job.student(images)
         kd = distillation_loss(logits, teacher, hp.kd_temperature)
         energy = energy_loss(logits, hp.energy_temperature, hp.energy)

@@ -1,0 +1,236 @@
+"""The deep path of ``clue_plus``: overwrite the row, then move the features, step by step.
+
+The student's last part alone changes, so the original needs no second network: it is the student
+with the old values of that part (:func:`torch.func.functional_call`).
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from clue._head import silent_rows, tap_features
+from clue.errors import ForgetInputError
+from clue.methods._erasure import FeatureBank, discriminant, erasure_loss
+from clue.methods._hiding import without_logit
+from clue.methods._job import EpochRecord, ForgetJob
+from clue.methods._replay import Cut
+from clue.methods._sources import ForgetActivations, Held
+from clue.methods._synthesis import Proxies, synthesise
+
+if TYPE_CHECKING:
+    from clue.methods.clue_plus import CluePlusHyperparameters
+
+_BANK = 512
+_REPORTS = 12
+_BATCH = 64
+_FULL_GAIN = 40.0
+# Proxies in all: of a thousand classes only those have some that the forget images resemble.
+_MOST_PROXIES = 400
+
+
+class Eraser:
+    """One run; holds the cut, the proxies and the activations of the forget images."""
+
+    def __init__(self, job: ForgetJob, hp: "CluePlusHyperparameters", head: nn.Linear) -> None:
+        self._job, self._hp, self._head = job, hp, head
+        self._gain = _FULL_GAIN * hp.depth**2
+        self._required = [parameter.requires_grad for parameter in job.student.parameters()]
+        self._free = free_last_layers(job, head, hp.free_share)
+        self._old = {
+            name: parameter.detach().clone()
+            for name, parameter in job.student.named_parameters()
+            if parameter.requires_grad
+        }
+        # The class, and those that earlier runs erased or that have no proxy: nothing there to hold on to.
+        self._absent = [job.forget_class]
+        seeds = self._seed_images()
+        self._cut = Cut(job.student, self._free, seeds)
+        proxies = self._make_proxies(seeds)
+        self._held = self._hold(proxies)
+        self._one_hot = F.one_hot(proxies.labels, head.out_features).float()
+        deviation = self._held.features.std(0, unbiased=False)
+        self._deviation = deviation + 1e-3 + 1e-2 * deviation.mean()
+        self._forget = ForgetActivations(job, self._cut, self._opinion)
+
+    def run(self) -> None:
+        """Overwrite the row, then erase step by step."""
+        hp = self._hp
+        self._overwrite_row()
+        optimiser = torch.optim.SGD(self._free, lr=hp.lr, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, hp.lr, total_steps=hp.steps + 1, pct_start=0.1, cycle_momentum=False
+        )
+        bank, retained = self._fill_bank(), self._held.features.clone()
+        changed = sum(p.numel() for p in self._free) / sum(p.numel() for p in self._job.student.parameters())
+        # Wide features make the inverse of their covariance dear, and it changes slowly.
+        refresh = max(1, self._head.in_features // 256)
+        directions: tuple[Tensor, Tensor] | None = None
+        sums: dict[str, float] = {}
+        hits = seen = since = step = 0
+        every = -(-hp.steps // _REPORTS)
+        while step < hp.steps:
+            for activations, opinion in self._forget.pieces(hp.batch):
+                rows, plain, mixed = self._held.draw(hp.batch, hp.mix, self._job.generator)
+                logits, features = self._forward(torch.cat([activations, mixed]))
+                forget, held = features[: len(opinion)], features[len(opinion) :]
+                with torch.no_grad():
+                    bank.push(forget, opinion)
+                    retained[rows] = self._forward(plain)[1]
+                    if directions is None or step % refresh == 0:
+                        directions = discriminant(bank, retained, self._one_hot)
+                losses = self._losses(forget, opinion, directions, logits[len(opinion) :], held, mixed)
+                self._job.check_loss(losses["total"])
+                optimiser.zero_grad(set_to_none=True)
+                losses["total"].backward()
+                torch.nn.utils.clip_grad_norm_(self._free, hp.clip)
+                optimiser.step()
+                schedule.step()
+                step, since, seen = step + 1, since + 1, seen + len(opinion)
+                hits += int((logits[: len(opinion)].argmax(1) == self._job.forget_class).sum())
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + float(value.detach())
+                if since == every or step == hp.steps:
+                    means = {name: value / since for name, value in sums.items()}
+                    self._job.end_epoch(EpochRecord(means, changed, hits / seen), -(-hp.steps // every))
+                    sums, hits, seen, since = {}, 0, 0, 0
+                if step == hp.steps:
+                    break
+        for parameter, required in zip(self._job.student.parameters(), self._required, strict=True):
+            parameter.grad = None
+            parameter.requires_grad_(required)
+
+    def _losses(
+        self,
+        forget: Tensor,
+        opinion: Tensor,
+        directions: tuple[Tensor, Tensor],
+        answers: Tensor,
+        held: Tensor,
+        mixed: Tensor,
+    ) -> dict[str, Tensor]:
+        """L_L on forget features (N, D); L_R and L_F on logits (M, K) and features (M, D) of mixed proxies."""
+        hp = self._hp
+        with torch.no_grad():
+            old_answers, old_features = self._forward(mixed, old=True)
+        erase = erasure_loss(forget, opinion, *directions)
+        target = F.softmax(without_logit(old_answers, self._absent), 1)
+        answer = F.kl_div(F.log_softmax(answers, 1), target, reduction="batchmean")
+        keep = (((held - old_features) / self._deviation) ** 2).mean()
+        total = self._gain * erase + hp.answer_weight * answer + hp.feature_weight * keep
+        return {"erasure": erase, "answers": answer, "features": keep, "total": total}
+
+    def _forward(self, activations: Tensor, *, old: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits (N, K) and features (N, D) of the student, or of the original where ``old``.
+
+        The head's overwritten row is never restored: the logit of an absent class is removed wherever it is used.
+        """
+        student = self._job.student
+        with self._cut.replaying() as enter, tap_features(student) as tap:
+            logits = functional_call(student, self._old, (enter(activations),)) if old else student(enter(activations))
+        return logits, tap.features
+
+    @torch.no_grad()
+    def _opinion(self, activations: Tensor) -> Tensor:
+        """W: what the original would say if it could not see the class, sharpened; (N, K)."""
+        logits, _ = self._forward(activations, old=True)
+        # Sharpened before the forget logit is removed: the removed one is too large to be multiplied.
+        return F.softmax(without_logit(logits * self._hp.sharpness, self._absent), 1)
+
+    def _seed_images(self) -> Tensor:
+        """Forget images to start proxies from."""
+        seeds: list[Tensor] = []
+        for images in self._job.batches():
+            seeds.append(images)
+            if sum(len(batch) for batch in seeds) >= _MOST_PROXIES:
+                break
+        return torch.cat(seeds)[:_MOST_PROXIES]
+
+    def _make_proxies(self, seeds: Tensor) -> Proxies:
+        job, hp, classes = self._job, self._hp, self._head.out_features
+        candidates = [index for index in range(classes) if index != job.forget_class]
+        per_class = hp.proxies_per_class
+        if len(candidates) * per_class > _MOST_PROXIES:
+            per_class = max(1, _MOST_PROXIES // len(candidates))
+            candidates = self._resembling(seeds, candidates, _MOST_PROXIES // per_class)
+        made = synthesise(job.student, seeds, candidates, per_class, hp.proxy_steps, job.generator)
+        # A row that was erased before points against the mean feature of everything else.
+        mean_feature = torch.cat([self._features(piece) for piece in made.images.split(_BATCH)]).mean(0)
+        erased = set(silent_rows(self._head, mean_feature)) - {job.forget_class}
+        known = torch.tensor([int(label) not in erased for label in made.labels], device=job.device)
+        if not bool(known.any()):
+            raise ForgetInputError("no class is left that the model still knows: there is nothing to retain")
+        labels = made.labels[known]
+        present = set(labels.tolist())
+        self._absent = [index for index in range(classes) if index not in present]
+        return Proxies(made.images[known], labels)
+
+    @torch.no_grad()
+    def _resembling(self, seeds: Tensor, candidates: list[int], count: int) -> list[int]:
+        """The ``count`` classes that the original sees most in the forget images."""
+        logits = torch.cat([self._job.student(piece) for piece in seeds.split(_BATCH)]).float()
+        seen = F.softmax(without_logit(logits, self._absent), 1).mean(0)
+        chosen = seen[candidates].topk(min(count, len(candidates))).indices.tolist()
+        return sorted(candidates[index] for index in chosen)
+
+    @torch.no_grad()
+    def _features(self, images: Tensor) -> Tensor:
+        with tap_features(self._job.student) as tap:
+            self._job.student(images)
+        return tap.features
+
+    @torch.no_grad()
+    def _hold(self, proxies: Proxies) -> Held:
+        first, second = (
+            torch.cat([self._cut.activations(piece) for piece in images.split(_BATCH)])
+            for images in (proxies.images, proxies.images.flip(3))
+        )
+        answers = [self._forward(piece, old=True) for piece in first.split(_BATCH)]
+        logits, features = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        return Held((first, second), proxies.labels, without_logit(logits, self._absent), features)
+
+    @torch.no_grad()
+    def _fill_bank(self) -> FeatureBank:
+        features: list[Tensor] = []
+        weights: list[Tensor] = []
+        for activations, opinion in self._forget.pieces(_BATCH):
+            features.append(self._forward(activations)[1])
+            weights.append(opinion)
+            if sum(len(piece) for piece in weights) >= _BANK:
+                break
+        return FeatureBank(torch.cat(features)[:_BANK].clone(), torch.cat(weights)[:_BANK].clone())
+
+    @torch.no_grad()
+    def _overwrite_row(self) -> None:
+        """The smallest (w, b) with w . mu + b = level, mu the mean retained feature."""
+        present = sorted(set(self._held.labels.tolist()))
+        level = self._held.logits[:, present].min(1).values.mean()
+        mean = self._held.features.mean(0)
+        scale = level / (mean @ mean + 1)
+        self._head.weight[self._job.forget_class] = scale * mean
+        self._head.bias[self._job.forget_class] = scale
+
+
+def free_last_layers(job: ForgetJob, head: nn.Linear, share: float) -> list[nn.Parameter]:
+    """The trainable parameters of the last ``share`` of the layers before the head; the others are frozen.
+
+    Frozen layers cost no backward pass and no activations.
+    """
+    trainable = {id(parameter) for parameter in job.trainable()}
+    layers = [
+        [p for p in module.parameters(recurse=False) if id(p) in trainable]
+        for module in job.student.modules()
+        if module is not head
+    ]
+    layers = [layer for layer in layers if layer]
+    if not layers:
+        raise ForgetInputError("every layer before the classifier head is frozen: the features cannot be changed")
+    count = max(1, round(share * len(layers)))
+    free = [parameter for layer in layers[-count:] for parameter in layer]
+    for parameter in job.student.parameters():
+        parameter.requires_grad_(False)
+    for parameter in free:
+        parameter.requires_grad_(True)
+    return free

@@ -1,0 +1,97 @@
+"""Where the deep path of ``clue_plus`` takes its two halves of a batch from.
+
+Both give *activations* at the cut (:mod:`clue.methods._replay`), not images: the first part of the
+network runs once for each image, or once a step where the activations would not fit.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clue.methods._job import ForgetJob
+from clue.methods._replay import Cut
+
+# Activations that are kept; more forget images than fit are read and run anew in every pass.
+_MOST_BYTES = 64 * 2**20
+_BATCH = 64
+
+Teacher = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Held:
+    """Retain proxies and what the original says of them.
+
+    Attributes:
+        views: activations of the proxies and of their mirror images, each (M, ...).
+        labels: the class that the original sees in each proxy, shape (M,).
+        logits: of the first view, shape (M, K), absent classes removed.
+        features: of the first view, shape (M, D).
+    """
+
+    views: tuple[Tensor, Tensor]
+    labels: Tensor
+    logits: Tensor
+    features: Tensor
+
+    def draw(self, count: int, most: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows, plain activations, activations mixed with those of other proxies).
+
+        Between the proxies lie the doubtful images, which proxies themselves are not: the model is
+        sure of each. At most the share ``most`` of an activation comes from the other proxy.
+        """
+        device = self.labels.device
+        rows = torch.randint(len(self.labels), (count,), generator=generator).to(device)
+        others = torch.randint(len(self.labels), (count,), generator=generator).to(device)
+        view = self.views[int(torch.randint(2, (1,), generator=generator))]
+        plain = view[rows]
+        share = most * torch.rand(count, generator=generator).to(plain)
+        return rows, plain, torch.lerp(plain, view[others], share.view(-1, *[1] * (plain.ndim - 1)))
+
+
+class ForgetActivations:
+    """Activations of forget images, mirrored by chance, with the original's opinion of each.
+
+    Args:
+        job: the forget set.
+        cut: where the network is cut.
+        opinion: activations to weights over the classes, shape (N, K).
+    """
+
+    def __init__(self, job: ForgetJob, cut: Cut, opinion: Callable[[Tensor], Tensor]) -> None:
+        self._job, self._cut, self._opinion = job, cut, opinion
+        self._kept = self._keep()
+
+    def pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over the forget set in pieces of at most ``size``: activations (N, ...), weights (N, K)."""
+        job = self._job
+        if self._kept is None:
+            for images in job.batches():
+                for piece in images.split(size):
+                    mirrored = bool(torch.randint(2, (1,), generator=job.generator))
+                    activations = self._cut.activations(piece.flip(3) if mirrored else piece)
+                    yield activations, self._opinion(activations)
+            return
+        views, weights = self._kept
+        for rows in torch.randperm(job.samples, generator=job.generator).split(size):
+            which = torch.randint(2, (1,), generator=job.generator).item()
+            chosen = (rows + which * job.samples).to(views.device)
+            yield views[chosen], weights[chosen]
+
+    def _keep(self) -> tuple[Tensor, Tensor] | None:
+        """Activations and opinions of all images, then of their mirror images; None where they do not fit."""
+        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+        used = 0
+        for images in self._job.batches():
+            if used > _MOST_BYTES:
+                continue  # read on: the job counts the images
+            for side, view in zip(sides, (images, images.flip(3)), strict=True):
+                side.extend(self._cut.activations(piece) for piece in view.split(_BATCH))
+                used += side[-1].nbytes * -(-len(images) // _BATCH)
+        if used > _MOST_BYTES:
+            return None
+        kept = [piece for side in sides for piece in side]
+        weights = torch.cat([self._opinion(piece) for piece in kept])
+        return torch.cat(kept), weights
