@@ -220,7 +220,7 @@ def test_import_weights(cli, bundle_dir, tmp_path) -> None:
     stored = load_file(weights)
     assert all(bool((t == stored[n]).all()) for n, t in imported.model.state_dict().items())
     start = (*start[:-1], tmp_path / "n")
-    assert_one_line(cli(*start, "--classes", "a,b,c"), 1, "does not fit")
+    assert_one_line(cli(*start, "--classes", "a,b,c"), 1, "4 classes, but 3 class names")
     assert_one_line(cli(*start, "--classes", "a,,c,d"), 2, "commas")
     assert_one_line(cli(*start, "--classes", "a,a,c,d"), 2, "unique")
     assert_one_line(cli(*start, "--classes", "a,b,c,d", "--input-size", "8"), 2, "HEIGHTxWIDTH")

@@ -440,3 +440,20 @@ def test_ordinary_errors_do_not_warn(hits, count, warns):
     assert bool(other_class_warning(logits, FORGET)) is warns
     # The same images, seen as another class but without confidence, say nothing.
     assert other_class_warning(logits / 9, FORGET) == ""
+
+
+def test_the_command_prints_the_warning_with_names(bundle_dir, images_root, tmp_path, capsys):
+    """A folder called red that holds green images: the labels say red, so only the model can tell."""
+    from clue.cli import app
+    from clue.cli._run import run as run_cli
+
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "red").symlink_to(images_root / "train" / "green")
+    options = ["--class", "red", "--out", str(tmp_path / "new"), "--method", "delete", "--set", "epochs=1"]
+    assert run_cli(app, ["forget", str(bundle_dir), str(tmp_path / "images"), *options]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("clue: warning: the model is sure that ")
+    assert "not of 'red' (most often it says 'green')" in err
+    assert err.count("\n") == 1
+    assert run_cli(app, ["forget", str(bundle_dir), str(images_root / "train"), *options, "--force"]) == 0
+    assert capsys.readouterr().err == ""

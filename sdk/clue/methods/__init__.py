@@ -1,14 +1,20 @@
 """Unlearning methods, each in its own file, found by name.
 
 A method is a function ``run(job, hyperparameters)`` that changes ``job.student`` in place.
-Register your own from outside the package::
+Register your own from outside the package, with the training loop that the others share or without::
 
     @dataclass(frozen=True)
-    class Mine(Hyperparameters):
-        lr: float = 1e-3
+    class Unlikely(SgdHyperparameters):
+        sharpness: float = 1.0
 
-    @clue.register_method("mine", Mine)
-    def run(job: ForgetJob, hp: Mine) -> None: ...
+    @register_method("unlikely", Unlikely)
+    def run(job: ForgetJob, hp: Unlikely) -> None:
+        def loss(images: Tensor) -> BatchLoss:
+            logits = job.student(images)
+            p = torch.softmax(hp.sharpness * logits, dim=1)[:, job.forget_class]
+            return BatchLoss(p.mean(), logits)
+
+        run_sgd(job, hp, loss)
 
 Every method here sees forget samples only. Where a published method also wants retained
 images, its file says what the forget-only form leaves out or puts in their place. The one
@@ -29,7 +35,7 @@ from clue.methods import retrain as _retrain  # noqa: F401
 from clue.methods import salun as _salun  # noqa: F401
 from clue.methods import selective_synaptic_dampening as _selective_synaptic_dampening  # noqa: F401
 from clue.methods import unsir as _unsir  # noqa: F401
-from clue.methods._job import ForgetJob
+from clue.methods._job import EpochRecord, ForgetJob, Progress
 from clue.methods._registry import (
     Hyperparameters,
     available_methods,
@@ -37,12 +43,18 @@ from clue.methods._registry import (
     make_hyperparameters,
     register_method,
 )
+from clue.methods._sgd import BatchLoss, SgdHyperparameters, run_sgd
 
 __all__ = [
+    "BatchLoss",
+    "EpochRecord",
     "ForgetJob",
     "Hyperparameters",
+    "Progress",
+    "SgdHyperparameters",
     "available_methods",
     "get_method",
     "make_hyperparameters",
     "register_method",
+    "run_sgd",
 ]
