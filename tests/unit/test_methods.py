@@ -19,7 +19,7 @@ METHODS = available_methods()
 # boundary, so it takes stronger steps; a method that is not named here must do with its defaults.
 STRONG = {
     "boundary_expanding": {"lr": 0.1, "momentum": 0.0, "epochs": 20},
-    "boundary_shrinking": {"lr": 0.1, "epochs": 10},
+    "boundary_shrinking": {"lr": 0.1, "momentum": 0.0},
     "clue": {"lr": 0.1, "noise": "gaussian", "noise_level": 5.0, "epochs": 40},
     "delete": {"lr": 0.1, "epochs": 10},
     "gradient_ascent": {"lr": 0.5, "epochs": 40},

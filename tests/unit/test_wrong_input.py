@@ -259,15 +259,7 @@ def test_frozen_layers_stay_and_stay_frozen(method):
     assert [p.requires_grad for p in result.model.parameters()] == [p.requires_grad for p in model.parameters()]
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason="clue_plus overwrites the head's row in any case"))
-        if name == "clue_plus"
-        else name
-        for name in METHODS
-    ],
-)
+@each_method
 def test_a_frozen_head(method):
     model = trained()
     model[7].requires_grad_(False)

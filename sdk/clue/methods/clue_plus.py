@@ -24,8 +24,9 @@ always take that path.
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from clue._head import HeadError, classifier_head, overwrite_row
+from clue._head import HeadError, classifier_head, overwrite_row, tap_features
 from clue.methods._eraser import Eraser
 from clue.methods._hiding import distil_without_class
 from clue.methods._job import ForgetJob
@@ -80,13 +81,26 @@ class CluePlusHyperparameters(Hyperparameters):
 @register_method("clue_plus", CluePlusHyperparameters)
 def run(job: ForgetJob, hp: CluePlusHyperparameters) -> None:
     """Unlearn on ``job.student``."""
-    try:
-        head = classifier_head(job.student)
-    except HeadError:
-        head = None
-    suits = head is not None and head.bias is not None and head.out_features > 2
-    if head is None or not suits or head.weight.dtype != torch.float32 or hp.depth == 0:
+    head = _suitable_head(job)
+    if head is None or hp.depth == 0:
         distil_without_class(job)
         overwrite_row(job.student, job.forget_class, margin=5.0)
         return
     Eraser(job, hp, head).run()
+
+
+def _suitable_head(job: ForgetJob) -> nn.Linear | None:
+    """The head whose row can be overwritten and whose input can be erased from; None sends to the shallow path."""
+    try:
+        head = classifier_head(job.student)
+        with torch.no_grad(), tap_features(job.student) as tap:
+            logits = job.student(next(job.batches())[:1])
+        features = tap.features
+    except HeadError:
+        return None
+    # A linear layer in the middle of a network that ends in something else is no head.
+    is_head = torch.allclose(logits, head(features.detach()), rtol=1e-3, atol=1e-3)
+    bias = head.bias
+    free = bias is not None and head.weight.requires_grad and bias.requires_grad
+    below = any(p.requires_grad for p in job.student.parameters() if p is not head.weight and p is not bias)
+    return head if is_head and free and below and head.weight.dtype == torch.float32 and len(head.weight) > 2 else None
