@@ -308,3 +308,29 @@ def test_a_signal_leaves_no_trace(bundle_dir, images_root, tmp_path, number, sta
     assert process.returncode == status
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch) -> None:
+    import io
+
+    from rich.console import Console
+
+    from clue.cli import _reporter
+
+    clock = [0.0]
+    monkeypatch.setattr(_reporter.time, "monotonic", lambda: clock[0])
+    for terminal in (False, True):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+        with _reporter.ConsoleReporter(console) as reporter:
+            for second in range(100):
+                clock[0] = float(second)
+                reporter.progress("training", second / 200, 3725.0, "epoch 1/8")
+            shown = console.file.getvalue()
+            if terminal:
+                reporter._bar.refresh()
+                shown = console.file.getvalue()
+            reporter.finished("training")
+        assert "epoch 1/8, 1:02:05 left" in shown
+        if not terminal:
+            assert shown.count("\n") == 3
+            assert "\x1b" not in shown

@@ -66,7 +66,7 @@ def cost(report: dict[str, Any], name: str) -> dict[str, Any]:
     methods = dict.fromkeys(run["method"] for run in runs)
     mean = {method: [run for run in runs if run["method"] == method] for method in methods}
     other = mean.get(YARDSTICK, [])
-    retrain = report["retrain"][name].get("seconds_30_epochs")
+    retrain, cpu_retrain = (report["retrain"][name].get(f"{kind}seconds_30_epochs") for kind in ("", "cpu_"))
     found: dict[str, Any] = {}
     for method, mine in mean.items():
         seconds, memory = _mean(mine, "seconds"), _mean(mine, "peak_rss_bytes")
@@ -74,6 +74,10 @@ def cost(report: dict[str, Any], name: str) -> dict[str, Any]:
             "seconds": seconds,
             "times_faster_than_retrain_30_epochs": _ratio(retrain, seconds),
             f"times_faster_than_{YARDSTICK}": _ratio(_mean(other, "seconds"), seconds),
+            # The same in CPU seconds: what else the machine does at the time changes these less.
+            "cpu_seconds": _mean(mine, "cpu_seconds"),
+            "times_less_cpu_than_retrain_30_epochs": _ratio(cpu_retrain, _mean(mine, "cpu_seconds")),
+            f"times_less_cpu_than_{YARDSTICK}": _ratio(_mean(other, "cpu_seconds"), _mean(mine, "cpu_seconds")),
             "peak_rss_bytes": memory,
             f"peak_rss_share_of_{YARDSTICK}": _ratio(memory, _mean(other, "peak_rss_bytes")),
         }
