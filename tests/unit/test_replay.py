@@ -102,7 +102,7 @@ def test_old_values_can_be_replayed_beside_new_ones():
 
 
 def test_a_connection_around_every_cut_is_noticed():
-    model, free, images = reseed(lambda: (Bypass(), None, torch.randn(4, 3, 8, 8)))
+    model, _, images = reseed(lambda: (Bypass(), None, torch.randn(4, 3, 8, 8)))
     cut = Cut(model, list(model.last.parameters()), images)
     assert cut.module_name is None
     activations = cut.activations(images)
