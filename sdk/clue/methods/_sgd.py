@@ -26,6 +26,7 @@ class SgdHyperparameters(Hyperparameters):
         epochs: passes over the forget set at most, >= 1.
         min_steps: at least this many updates however small the forget set is, >= 0; ``epochs``
             is raised to reach it.
+        max_steps: at most this many updates, >= 0; 0 sets no limit.
         stop_accuracy: stop after an epoch in which at most this share of the forget images
             was still classified as the forget class, in [0, 1]; -1 never stops early.
         lr: learning rate, > 0.
@@ -36,6 +37,7 @@ class SgdHyperparameters(Hyperparameters):
 
     epochs: int = 2
     min_steps: int = 0
+    max_steps: int = 0
     stop_accuracy: float = -1.0
     lr: float = 1e-2
     momentum: float = 0.0
@@ -44,6 +46,7 @@ class SgdHyperparameters(Hyperparameters):
     def __post_init__(self) -> None:
         self.require("epochs", self.epochs >= 1, "at least 1")
         self.require("min_steps", self.min_steps >= 0, "at least 0")
+        self.require("max_steps", self.max_steps == 0 or self.max_steps >= self.min_steps, "0 or at least min_steps")
         stop = self.stop_accuracy
         self.require("stop_accuracy", stop == -1 or 0 <= stop <= 1, "-1 or in [0, 1]")
         self.require("lr", self.lr > 0 and math.isfinite(self.lr), "positive")
@@ -95,12 +98,14 @@ def run_sgd(
     own = job.trainable()
     parameters = own + (extra or [])
     velocity: list[Tensor | None] = [None] * len(parameters)
-    planned, epoch = hp.epochs, 0
-    while epoch < planned:
+    planned, epoch, taken = hp.epochs, 0, 0
+    while epoch < planned and not 0 < hp.max_steps <= taken:
         free = masks() if masks is not None else None
         sums: dict[str, float] = {}
-        hits = steps = 0
+        hits = steps = seen = 0
         for images in job.batches():
+            if 0 < hp.max_steps <= taken + steps:
+                continue  # read on: the job counts the images
             batch = loss(images)
             job.check_loss(batch.total)
             clear_gradients(parameters)
@@ -112,10 +117,11 @@ def run_sgd(
             for name, value in (*batch.parts.items(), ("total", batch.total)):
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) * images.shape[0]
             steps += 1
-        epoch += 1
+            seen += images.shape[0]
+        epoch, taken = epoch + 1, taken + steps
         planned = max(hp.epochs, -(-hp.min_steps // steps))
-        accuracy = hits / job.samples
-        means = {name: value / job.samples for name, value in sums.items()}
+        accuracy = hits / seen
+        means = {name: value / seen for name, value in sums.items()}
         job.end_epoch(EpochRecord(means, 1.0 if free is None else density(free), accuracy), planned)
         if accuracy <= hp.stop_accuracy:
             break

@@ -38,9 +38,11 @@ class ClueHyperparameters(Hyperparameters):
         epochs: passes over the forget set at most, >= 1.
         min_steps: at least this many updates however small the forget set is, >= 0; ``epochs``
             is raised to reach it, so that a device with few images forgets as well.
+        max_steps: at most this many updates, >= 0; 0 sets no limit.
         stop_accuracy: stop after an epoch in which at most this share of the forget images
             was still classified as the forget class, in [0, 1]; -1 never stops early.
         lr: learning rate of plain SGD, > 0.
+        clip_norm: longest gradient, > 0; 0 does not clip. Eq. 2 as printed starts out with a very long one.
         kd_weight: weight of the distillation loss, >= 0.
         kd_temperature: temperature of the distillation, > 0.
         noise: corruption of the teacher's input, ``gaussian`` or ``salt_and_pepper``.
@@ -55,8 +57,10 @@ class ClueHyperparameters(Hyperparameters):
 
     epochs: int = 10
     min_steps: int = 60
+    max_steps: int = 0
     stop_accuracy: float = 0.02
     lr: float = 1e-3
+    clip_norm: float = 0.0
     kd_weight: float = 1.0
     kd_temperature: float = 1.0
     noise: NoiseKind = "salt_and_pepper"
@@ -71,9 +75,10 @@ class ClueHyperparameters(Hyperparameters):
     def __post_init__(self) -> None:
         self.require("epochs", self.epochs >= 1, "at least 1")
         self.require("min_steps", self.min_steps >= 0, "at least 0")
+        self.require("max_steps", self.max_steps == 0 or self.max_steps >= self.min_steps, "0 or at least min_steps")
         self.require("stop_accuracy", self.stop_accuracy == -1 or 0 <= self.stop_accuracy <= 1, "-1 or in [0, 1]")
         self.require("lr", self.lr > 0, "positive")
-        for name in ("kd_weight", "noise_level", "noise_cells", "energy_weight"):
+        for name in ("clip_norm", "kd_weight", "noise_level", "noise_cells", "energy_weight"):
             self.require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("kd_temperature", "energy_temperature"):
             self.require(name, getattr(self, name) > 0, "positive")
@@ -98,7 +103,14 @@ def run(job: ForgetJob, hp: ClueHyperparameters) -> None:
         energy = energy_loss(logits, hp.energy_temperature, hp.energy)
         return BatchLoss(hp.kd_weight * kd + hp.energy_weight * energy, logits, {"kd": kd, "energy": energy})
 
-    loop = SgdHyperparameters(epochs=hp.epochs, min_steps=hp.min_steps, stop_accuracy=hp.stop_accuracy, lr=hp.lr)
+    loop = SgdHyperparameters(
+        epochs=hp.epochs,
+        min_steps=hp.min_steps,
+        max_steps=hp.max_steps,
+        stop_accuracy=hp.stop_accuracy,
+        lr=hp.lr,
+        clip_norm=hp.clip_norm,
+    )
     run_sgd(job, loop, loss, masks=lambda: _masks(job, hp))
 
 

@@ -53,16 +53,16 @@ class CluePlusHyperparameters(Hyperparameters):
         batch: forget images, and as many proxies, in each update, >= 1.
     """
 
-    depth: float = 0.45
+    depth: float = 0.5
     steps: int = 288
     lr: float = 4e-3
     clip: float = 5.0
-    answer_weight: float = 3.0
+    answer_weight: float = 6.0
     feature_weight: float = 5.0
     mix: float = 0.5
     sharpness: float = 3.0
     free_share: float = 0.1
-    proxies_per_class: int = 20
+    proxies_per_class: int = 28
     proxy_steps: int = 8
     batch: int = 32
 
