@@ -35,7 +35,8 @@ def energy_loss(logits: Tensor, temperature: float = 1.0, form: EnergyForm = "lo
     gradient that stays bounded by one per logit.
     """
     if form == "partition":
-        return torch.exp(logits / temperature).sum(dim=1).mean()
+        # Half precision would overflow at logits of 11 already.
+        return torch.exp(logits.float() / temperature).sum(dim=1).mean()
     return -free_energy(logits, temperature).mean()
 
 

@@ -16,6 +16,10 @@ from clue.cli._run import run
 SETTINGS = [
     "lr=0.02",
     "epochs=100",
+    "max_steps=0",
+    "clip_norm=0",
+    "energy=logsumexp",
+    "noise_cells=0",
     "energy_weight=1",
     "kd_weight=0.1",
     "noise=gaussian",
@@ -293,7 +297,7 @@ def test_version_and_help_do_not_load_torch() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_no_trace(bundle_dir, images_root, tmp_path, number, status) -> None:
-    endless = ("--set", "epochs=1000000", "--set", "stop_accuracy=-1")
+    endless = ("--set", "epochs=1000000", "--set", "max_steps=0", "--set", "stop_accuracy=-1")
     process = start("forget", bundle_dir, images_root / "train", "--class", "red", "--out", tmp_path / "out", *endless)
     try:
         deadline = time.monotonic() + 60

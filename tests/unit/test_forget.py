@@ -13,7 +13,11 @@ from clue.errors import ForgetDivergedError, ForgetInputError, HyperparameterErr
 FAST = {
     "epochs": 6,
     "min_steps": 0,
+    "max_steps": 0,
     "stop_accuracy": -1.0,
+    "clip_norm": 0.0,
+    "noise_cells": 0,
+    "energy": "logsumexp",
     "lr": 5e-3,
     "energy_weight": 1.0,
     "kd_weight": 0.1,

@@ -20,7 +20,10 @@ METHODS = available_methods()
 STRONG = {
     "boundary_expanding": {"lr": 0.1, "momentum": 0.0, "epochs": 20},
     "boundary_shrinking": {"lr": 0.1, "momentum": 0.0},
-    "clue": {"lr": 0.1, "noise": "gaussian", "noise_level": 5.0, "epochs": 40},
+    "clue": {
+        "lr": 0.1, "noise_level": 5.0, "noise_cells": 0, "epochs": 40, "max_steps": 0, "clip_norm": 0.0,
+        "kd_weight": 1.0, "energy": "logsumexp", "energy_weight": 0.01,
+    },
     "delete": {"lr": 0.1, "epochs": 10},
     "gradient_ascent": {"lr": 0.5, "epochs": 40},
     "lipschitz": {"lr": 1.0, "epochs": 40},
@@ -29,7 +32,7 @@ STRONG = {
     "salun": {"lr": 0.1, "epochs": 10},
     "selective_synaptic_dampening": {"alpha": 1.0},
     "unsir": {"lr": 0.1, "epochs": 10},
-}
+}  # fmt: skip
 
 
 def run(method, model=None, data=None, seed=0, **settings):
@@ -312,3 +315,11 @@ def test_two_classes_are_enough(method):
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 8), nn.ReLU(), nn.Linear(8, 2))
     result = clue.forget(model, forget_set(8), FORGET, method)
     assert result.report.samples == 8
+
+
+def test_steps_are_limited_and_every_image_is_counted():
+    report = run("clue", data=forget_set(100), epochs=5, max_steps=1, stop_accuracy=-1.0).report
+    assert report.epochs == 1
+    assert report.samples == 100
+    # All but the first batch is left out, but what is reported is a mean over that batch.
+    assert 0 < report.losses[0]["kd"] < 20

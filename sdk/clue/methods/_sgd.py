@@ -26,7 +26,7 @@ class SgdHyperparameters(Hyperparameters):
         epochs: passes over the forget set at most, >= 1.
         min_steps: at least this many updates however small the forget set is, >= 0; ``epochs``
             is raised to reach it.
-        max_steps: at most this many updates, >= 0; 0 sets no limit.
+        max_steps: at most this many updates, >= 0, whatever ``min_steps`` says; 0 sets no limit.
         stop_accuracy: stop after an epoch in which at most this share of the forget images
             was still classified as the forget class, in [0, 1]; -1 never stops early.
         lr: learning rate, > 0.
@@ -46,7 +46,7 @@ class SgdHyperparameters(Hyperparameters):
     def __post_init__(self) -> None:
         self.require("epochs", self.epochs >= 1, "at least 1")
         self.require("min_steps", self.min_steps >= 0, "at least 0")
-        self.require("max_steps", self.max_steps == 0 or self.max_steps >= self.min_steps, "0 or at least min_steps")
+        self.require("max_steps", self.max_steps >= 0, "at least 0")
         stop = self.stop_accuracy
         self.require("stop_accuracy", stop == -1 or 0 <= stop <= 1, "-1 or in [0, 1]")
         self.require("lr", self.lr > 0 and math.isfinite(self.lr), "positive")

@@ -13,9 +13,15 @@ Each epoch::
 
 f_0 is the original model and stays as it was. Batch-norm runs in eval mode: in train mode
 its statistics would become those of the forget set. The ablations of the paper's Table 8
-are ``kd_weight=0``, ``energy_weight=0`` and ``mask="none"``. The defaults are the best of about fifty settings on
-ResNet-20/CIFAR-10, class bird: with Gaussian noise the teacher either still says "bird" or always "frog";
-salt-and-pepper noise on a few pixels spreads its answers.
+are ``kd_weight=0``, ``energy_weight=0`` and ``mask="none"``.
+
+The defaults are the best of about 150 settings on ResNet-20/CIFAR-10, class bird. What they say:
+
+- The energy of Eq. 2 does the forgetting. With it the distillation can be left out without harm; without it, forget
+  accuracy stops where the teacher, fed noise, still says "bird" (15 to 45 %).
+- A few long steps along the first gradients lose less of the other classes than many short ones: hence ``max_steps``.
+  Eq. 2 grows as exp(z), so its gradient is clipped; unclipped, the same settings diverge on some classes.
+- White noise makes the teacher fall back on one class; noise on a coarse grid spreads its answers.
 """
 
 from dataclasses import dataclass
@@ -38,7 +44,7 @@ class ClueHyperparameters(Hyperparameters):
         epochs: passes over the forget set at most, >= 1.
         min_steps: at least this many updates however small the forget set is, >= 0; ``epochs``
             is raised to reach it, so that a device with few images forgets as well.
-        max_steps: at most this many updates, >= 0; 0 sets no limit.
+        max_steps: at most this many updates, >= 0, whatever ``min_steps`` says; 0 sets no limit.
         stop_accuracy: stop after an epoch in which at most this share of the forget images
             was still classified as the forget class, in [0, 1]; -1 never stops early.
         lr: learning rate of plain SGD, > 0.
@@ -56,18 +62,18 @@ class ClueHyperparameters(Hyperparameters):
     """
 
     epochs: int = 10
-    min_steps: int = 60
-    max_steps: int = 0
+    min_steps: int = 10
+    max_steps: int = 10
     stop_accuracy: float = 0.02
-    lr: float = 1e-3
-    clip_norm: float = 0.0
-    kd_weight: float = 1.0
+    lr: float = 6e-2
+    clip_norm: float = 1.0
+    kd_weight: float = 0.1
     kd_temperature: float = 1.0
-    noise: NoiseKind = "salt_and_pepper"
-    noise_level: float = 0.05
-    noise_cells: int = 0
-    energy: EnergyForm = "logsumexp"
-    energy_weight: float = 0.01
+    noise: NoiseKind = "gaussian"
+    noise_level: float = 1.0
+    noise_cells: int = 16
+    energy: EnergyForm = "partition"
+    energy_weight: float = 0.05
     energy_temperature: float = 1.0
     mask: str = "top_fraction"
     mask_level: float = 0.1
@@ -75,7 +81,7 @@ class ClueHyperparameters(Hyperparameters):
     def __post_init__(self) -> None:
         self.require("epochs", self.epochs >= 1, "at least 1")
         self.require("min_steps", self.min_steps >= 0, "at least 0")
-        self.require("max_steps", self.max_steps == 0 or self.max_steps >= self.min_steps, "0 or at least min_steps")
+        self.require("max_steps", self.max_steps >= 0, "at least 0")
         self.require("stop_accuracy", self.stop_accuracy == -1 or 0 <= self.stop_accuracy <= 1, "-1 or in [0, 1]")
         self.require("lr", self.lr > 0, "positive")
         for name in ("clip_norm", "kd_weight", "noise_level", "noise_cells", "energy_weight"):
