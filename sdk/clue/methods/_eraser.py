@@ -4,6 +4,7 @@ The student's last part alone changes, so the original needs no second network: 
 with the old values of that part (:func:`torch.func.functional_call`).
 """
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from clue.methods._erasure import FeatureBank, discriminant, erasure_loss
 from clue.methods._hiding import without_logit
 from clue.methods._job import EpochRecord, ForgetJob
 from clue.methods._replay import Cut
+from clue.methods._sgd import clear_gradients, sgd_step
 from clue.methods._sources import ForgetActivations, Held
 from clue.methods._synthesis import Proxies, synthesise
 
@@ -25,10 +27,13 @@ if TYPE_CHECKING:
 
 _BANK = 512
 _REPORTS = 12
-_BATCH = 64
+_BATCH = 32
 _FULL_GAIN = 40.0
+_MOMENTUM = 0.9
+_WARM_UP = 0.1
 # Proxies in all: of a thousand classes only those have some that the forget images resemble.
 _MOST_PROXIES = 400
+_SEEDS = 256
 
 
 class Eraser:
@@ -59,10 +64,7 @@ class Eraser:
         """Overwrite the row, then erase step by step."""
         hp = self._hp
         self._overwrite_row()
-        optimiser = torch.optim.SGD(self._free, lr=hp.lr, momentum=0.9)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, hp.lr, total_steps=hp.steps + 1, pct_start=0.1, cycle_momentum=False
-        )
+        velocity: list[Tensor | None] = [None] * len(self._free)
         bank, retained = self._fill_bank(), self._held.features.clone()
         changed = sum(p.numel() for p in self._free) / sum(p.numel() for p in self._job.student.parameters())
         # Wide features make the inverse of their covariance dear, and it changes slowly.
@@ -78,16 +80,15 @@ class Eraser:
                 forget, held = features[: len(opinion)], features[len(opinion) :]
                 with torch.no_grad():
                     bank.push(forget, opinion)
-                    retained[rows] = self._forward(plain)[1]
+                    if step % 2 == 0:
+                        retained[rows] = self._forward(plain)[1]
                     if directions is None or step % refresh == 0:
                         directions = discriminant(bank, retained, self._one_hot)
                 losses = self._losses(forget, opinion, directions, logits[len(opinion) :], held, mixed)
                 self._job.check_loss(losses["total"])
-                optimiser.zero_grad(set_to_none=True)
+                clear_gradients(self._free)
                 losses["total"].backward()
-                torch.nn.utils.clip_grad_norm_(self._free, hp.clip)
-                optimiser.step()
-                schedule.step()
+                sgd_step(self._free, velocity, one_cycle(step, hp.steps, hp.lr), _MOMENTUM, hp.clip)
                 step, since, seen = step + 1, since + 1, seen + len(opinion)
                 hits += int((logits[: len(opinion)].argmax(1) == self._job.forget_class).sum())
                 for name, value in losses.items():
@@ -144,9 +145,9 @@ class Eraser:
         seeds: list[Tensor] = []
         for images in self._job.batches():
             seeds.append(images)
-            if sum(len(batch) for batch in seeds) >= _MOST_PROXIES:
+            if sum(len(batch) for batch in seeds) >= _SEEDS:
                 break
-        return torch.cat(seeds)[:_MOST_PROXIES]
+        return torch.cat(seeds)[:_SEEDS]
 
     def _make_proxies(self, seeds: Tensor) -> Proxies:
         job, hp, classes = self._job, self._hp, self._head.out_features
@@ -234,3 +235,15 @@ def free_last_layers(job: ForgetJob, head: nn.Linear, share: float) -> list[nn.P
     for parameter in free:
         parameter.requires_grad_(True)
     return free
+
+
+def one_cycle(step: int, steps: int, peak: float) -> float:
+    """Learning rate of a step (0-based): half a cosine up to ``peak`` over the first tenth, half a cosine down to 0.
+
+    >>> [round(one_cycle(step, 100, 1.0), 2) for step in (0, 10, 55, 99)]
+    [0.04, 1.0, 0.5, 0.0]
+    """
+    done = step / steps
+    if done < _WARM_UP:
+        return peak * (0.04 + 0.96 * (1 - math.cos(math.pi * done / _WARM_UP)) / 2)
+    return peak * (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP))) / 2

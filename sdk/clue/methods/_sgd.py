@@ -112,7 +112,7 @@ def run_sgd(
             torch.autograd.backward(batch.total)
             if free is not None:
                 apply_masks(own, free)
-            _step(parameters, velocity, hp)
+            sgd_step(parameters, velocity, hp.lr, hp.momentum, hp.clip_norm)
             hits += int((batch.logits.argmax(1) == job.forget_class).sum())
             for name, value in (*batch.parts.items(), ("total", batch.total)):
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) * images.shape[0]
@@ -135,16 +135,22 @@ def clear_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def _step(parameters: list[nn.Parameter], velocity: list[Tensor | None], hp: SgdHyperparameters) -> None:
-    if hp.clip_norm:
-        nn.utils.clip_grad_norm_(parameters, hp.clip_norm)
+def sgd_step(
+    parameters: list[nn.Parameter], velocity: list[Tensor | None], lr: float, momentum: float, clip_norm: float
+) -> None:
+    """One update in place; ``velocity`` holds one entry a parameter, None before the first.
+
+    Ours, because ``torch.optim`` imports torch's compiler on first use: 70 MB and a second that a small device has not.
+    """
+    if clip_norm:
+        nn.utils.clip_grad_norm_(parameters, clip_norm)
     for index, parameter in enumerate(parameters):
         gradient = parameter.grad
         if gradient is None:
             continue
-        if hp.momentum:
+        if momentum:
             previous = velocity[index]
             # The first gradient is copied: its buffer belongs to the parameter.
-            moved = gradient.clone() if previous is None else previous.mul_(hp.momentum).add_(gradient)
+            moved = gradient.clone() if previous is None else previous.mul_(momentum).add_(gradient)
             velocity[index] = gradient = moved
-        parameter.sub_(gradient, alpha=hp.lr)
+        parameter.sub_(gradient, alpha=lr)

@@ -15,7 +15,8 @@ from clue.methods._replay import Cut
 
 # Activations that are kept; more forget images than fit are read and run anew in every pass.
 _MOST_BYTES = 64 * 2**20
-_BATCH = 64
+_BATCH = 32
+_LARGEST_HALF = 6e4
 
 Teacher = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -62,6 +63,7 @@ class ForgetActivations:
 
     def __init__(self, job: ForgetJob, cut: Cut, opinion: Callable[[Tensor], Tensor]) -> None:
         self._job, self._cut, self._opinion = job, cut, opinion
+        self._dtype = next(job.student.parameters()).dtype
         self._kept = self._keep()
 
     def pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -74,24 +76,33 @@ class ForgetActivations:
                     activations = self._cut.activations(piece.flip(3) if mirrored else piece)
                     yield activations, self._opinion(activations)
             return
-        views, weights = self._kept
-        for rows in torch.randperm(job.samples, generator=job.generator).split(size):
-            which = torch.randint(2, (1,), generator=job.generator).item()
-            chosen = (rows + which * job.samples).to(views.device)
-            yield views[chosen], weights[chosen]
+        rows, weights = self._kept
+        for piece in torch.randperm(job.samples, generator=job.generator).split(size):
+            chosen = piece + int(torch.randint(2, (1,), generator=job.generator)) * job.samples
+            activations = torch.stack([rows[index] for index in chosen.tolist()]).to(self._dtype)
+            yield activations, weights[chosen.to(weights.device)]
 
-    def _keep(self) -> tuple[Tensor, Tensor] | None:
-        """Activations and opinions of all images, then of their mirror images; None where they do not fit."""
+    def _keep(self) -> tuple[list[Tensor], Tensor] | None:
+        """One row of activations for each image, then for each mirror image, and opinions; None where they do not fit.
+
+        Rows, not one tensor: to put it together would take the memory twice.
+        """
         sides: tuple[list[Tensor], list[Tensor]] = ([], [])
         used = 0
         for images in self._job.batches():
             if used > _MOST_BYTES:
                 continue  # read on: the job counts the images
             for side, view in zip(sides, (images, images.flip(3)), strict=True):
-                side.extend(self._cut.activations(piece) for piece in view.split(_BATCH))
+                side.extend(_packed(self._cut.activations(piece)) for piece in view.split(_BATCH))
                 used += side[-1].nbytes * -(-len(images) // _BATCH)
         if used > _MOST_BYTES:
             return None
         kept = [piece for side in sides for piece in side]
-        weights = torch.cat([self._opinion(piece) for piece in kept])
-        return torch.cat(kept), weights
+        weights = torch.cat([self._opinion(piece.to(self._dtype)) for piece in kept])
+        return [row for piece in kept for row in piece], weights
+
+
+def _packed(activations: Tensor) -> Tensor:
+    """Half the bytes, where half precision holds the values; a mirror image changes far more than it rounds off."""
+    small = activations.dtype == torch.float32 and float(activations.abs().max()) < _LARGEST_HALF
+    return activations.half() if small else activations

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-_BATCH = 36
+_BATCH = 16
 _STEP = 0.05
+_DECAY = (0.5, 0.9)
 _STATISTICS_WEIGHT = 10.0
 _SMOOTHNESS_WEIGHT = 0.02
 _ROLL = 2
@@ -89,17 +90,21 @@ def _optimise(
     generator: torch.Generator,
 ) -> Tensor:
     images = images.requires_grad_(True)
-    optimiser = torch.optim.Adam([images], lr=_STEP, betas=(0.5, 0.9))
-    for _ in range(steps):
+    mean, square = torch.zeros_like(images), torch.zeros_like(images)
+    for step in range(1, steps + 1):
         shift = torch.randint(-_ROLL, _ROLL + 1, (2,), generator=generator).tolist()
         with _batch_statistics(model) as distances:
             logits = model(torch.roll(images, shift, (2, 3)))
         loss = F.cross_entropy(logits.float(), targets) + _SMOOTHNESS_WEIGHT * _total_variation(images)
         if distances:
             loss = loss + _STATISTICS_WEIGHT * torch.stack(distances).mean()
-        (images.grad,) = torch.autograd.grad(loss, images)
-        optimiser.step()
+        (gradient,) = torch.autograd.grad(loss, images)
         with torch.no_grad():
+            # Adam; torch.optim would import torch's compiler, see clue.methods._sgd.
+            mean.lerp_(gradient, 1 - _DECAY[0])
+            square.lerp_(gradient.square(), 1 - _DECAY[1])
+            size = (square / (1 - _DECAY[1] ** step)).sqrt_().add_(1e-8)
+            images.addcdiv_(mean, size, value=-_STEP / (1 - _DECAY[0] ** step))
             images.copy_(torch.maximum(torch.minimum(images, high), low))
     return images.detach()
 

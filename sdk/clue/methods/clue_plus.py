@@ -54,15 +54,15 @@ class CluePlusHyperparameters(Hyperparameters):
     """
 
     depth: float = 0.5
-    steps: int = 288
-    lr: float = 4e-3
+    steps: int = 240
+    lr: float = 4.5e-3
     clip: float = 5.0
     answer_weight: float = 6.0
     feature_weight: float = 5.0
     mix: float = 0.5
     sharpness: float = 3.0
     free_share: float = 0.1
-    proxies_per_class: int = 28
+    proxies_per_class: int = 24
     proxy_steps: int = 8
     batch: int = 32
 
