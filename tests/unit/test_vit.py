@@ -27,7 +27,17 @@ SPEC = clue.ModelSpec("small_vit", ("a", "b", "c", "d"), (SIZE, SIZE), arguments
 STRONG = {
     "boundary_expanding": {"lr": 3e-2, "epochs": 8},
     "boundary_shrinking": {"lr": 3e-2, "epochs": 10},
-    "clue": {"lr": 0.1, "noise": "gaussian", "noise_level": 5.0, "energy_weight": 1.0, "min_steps": 0},
+    "clue": {
+        "lr": 0.1,
+        "noise_level": 5.0,
+        "noise_cells": 0,
+        "kd_weight": 1.0,
+        "energy": "logsumexp",
+        "energy_weight": 1.0,
+        "min_steps": 0,
+        "max_steps": 0,
+        "clip_norm": 0.0,
+    },  # fmt: skip
     "clue_plus": {"steps": 30, "proxies_per_class": 4, "proxy_steps": 4},
     "delete": {"lr": 3e-2, "epochs": 10},
     "gradient_ascent": {"lr": 0.5, "epochs": 30, "clip_norm": 0.0},
