@@ -37,7 +37,7 @@ STRONG = {
         "min_steps": 0,
         "max_steps": 0,
         "clip_norm": 0.0,
-    },  # fmt: skip
+    },
     "clue_plus": {"steps": 30, "proxies_per_class": 4, "proxy_steps": 4},
     "delete": {"lr": 3e-2, "epochs": 10},
     "gradient_ascent": {"lr": 0.5, "epochs": 30, "clip_norm": 0.0},
