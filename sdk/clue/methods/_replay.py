@@ -94,7 +94,7 @@ class Cut:
         if self._at is None:
             yield lambda activations: activations
             return
-        names = {self._at: None, **dict.fromkeys(self._blanks)}
+        names = [self._at, *self._blanks]
         modules = [self._model.get_submodule(name) for name in names]
         try:
             for name, module in zip(names, modules, strict=True):

@@ -18,8 +18,6 @@ _MOST_BYTES = 64 * 2**20
 _BATCH = 32
 _LARGEST_HALF = 6e4
 
-Teacher = Callable[[Tensor], tuple[Tensor, Tensor]]
-
 
 @dataclass(frozen=True)
 class Held:
