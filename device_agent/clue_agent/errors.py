@@ -13,6 +13,10 @@ class StoreError(AgentError):
     """The model store is missing or no slot in it holds a whole model."""
 
 
+class SealError(AgentError):
+    """A sealed file is damaged, or its key was destroyed."""
+
+
 class RequestRejectedError(AgentError):
     """A request must not be worked on; carries the reason that goes into the receipt."""
 

@@ -2,10 +2,10 @@
 
 Sayyed et al., "CLUE: Bringing Machine Unlearning to Mobile Devices", WACV 2026.
 
-Each epoch::
+::
 
     m  = 1[ |w * dL_CE(D_f)/dw| > tau ]                          (Eq. 6)
-    for x in D_f:
+    for x in D_f, until it is forgotten:
         x~   = x + noise                                         (Eq. 3)
         L_KD = KL( softmax(f_0(x~)/T) || softmax(f_w(x)/T) )     (Eq. 4)
         L_E  = mean sum_y exp(f_w(x)_y / T_E)                    (Eq. 2; or its logarithm)
@@ -15,13 +15,15 @@ f_0 is the original model and stays as it was. Batch-norm runs in eval mode: in 
 its statistics would become those of the forget set. The ablations of the paper's Table 8
 are ``kd_weight=0``, ``energy_weight=0`` and ``mask="none"``.
 
-The defaults are the best of about 150 settings on ResNet-20/CIFAR-10, class bird. What they say:
+The defaults are the best of about 200 settings on ResNet-20/CIFAR-10, class bird. What they say:
 
-- The energy of Eq. 2 does the forgetting. With it the distillation can be left out without harm; without it, forget
-  accuracy stops where the teacher, fed noise, still says "bird" (15 to 45 %).
-- A few long steps along the first gradients lose less of the other classes than many short ones: hence ``max_steps``.
-  Eq. 2 grows as exp(z), so its gradient is clipped; unclipped, the same settings diverge on some classes.
-- White noise makes the teacher fall back on one class; noise on a coarse grid spreads its answers.
+- The mask decides. With the 0.1 % most salient weights free, forget accuracy falls to 11 % for 3 points of the retained
+  classes; with 10 % free, the same costs 7. Computed once, from the original model, it does better than anew
+  in each epoch (``refresh_mask``): by then the salient weights are no longer those of the class alone.
+- The energy does the forgetting. Distillation from noisy images adds nothing but the teacher's guesses: without
+  energy, forget accuracy stops where the teacher, fed noise, still says "bird" (15 to 45 %).
+- Eq. 2 as printed grows as exp(z): it overflows, and its gradient is dominated by a few images. Its logarithm
+  (Eq. 1) points the same way for each image; the gradient is clipped to unit length, so that ``lr`` is the length of a step.
 """
 
 from dataclasses import dataclass
@@ -59,24 +61,26 @@ class ClueHyperparameters(Hyperparameters):
         energy_temperature: T of the energy, > 0.
         mask: ``top_fraction``, ``threshold`` (absolute tau) or ``none``.
         mask_level: fraction in (0, 1], or tau >= 0.
+        refresh_mask: compute the mask anew in each epoch; False keeps that of the original model.
     """
 
-    epochs: int = 10
-    min_steps: int = 10
-    max_steps: int = 10
-    stop_accuracy: float = 0.02
-    lr: float = 6e-2
+    epochs: int = 4
+    min_steps: int = 96
+    max_steps: int = 96
+    stop_accuracy: float = 0.16
+    lr: float = 4e-2
     clip_norm: float = 1.0
-    kd_weight: float = 0.1
+    kd_weight: float = 0.02
     kd_temperature: float = 1.0
     noise: NoiseKind = "gaussian"
     noise_level: float = 1.0
     noise_cells: int = 16
-    energy: EnergyForm = "partition"
-    energy_weight: float = 0.05
+    energy: EnergyForm = "logsumexp"
+    energy_weight: float = 1.0
     energy_temperature: float = 1.0
     mask: str = "top_fraction"
-    mask_level: float = 0.1
+    mask_level: float = 0.001
+    refresh_mask: bool = False
 
     def __post_init__(self) -> None:
         self.require("epochs", self.epochs >= 1, "at least 1")
@@ -117,7 +121,8 @@ def run(job: ForgetJob, hp: ClueHyperparameters) -> None:
         lr=hp.lr,
         clip_norm=hp.clip_norm,
     )
-    run_sgd(job, loop, loss, masks=lambda: _masks(job, hp))
+    first = _masks(job, hp)
+    run_sgd(job, loop, loss, masks=(lambda: _masks(job, hp)) if hp.refresh_mask else (lambda: first))
 
 
 def _masks(job: ForgetJob, hp: ClueHyperparameters) -> list[torch.Tensor] | None:
