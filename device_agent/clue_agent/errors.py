@@ -13,6 +13,10 @@ class StoreError(AgentError):
     """The model store is missing or no slot in it holds a whole model."""
 
 
+class JournalWriteError(AgentError):
+    """The journal cannot be written: the disk is full, read-only or failing. Nothing was recorded."""
+
+
 class SealError(AgentError):
     """A sealed file is damaged, or its key was destroyed."""
 

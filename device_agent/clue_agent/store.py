@@ -7,7 +7,7 @@
     weights.sealed       safetensors, under a key of its own (see clue_agent.sealed)
     calibration.json     what the device measured of this model (optional)
 
-A new model is built in ``model/new``, where nothing looks for a model to use, and takes the place of the
+A new model is built in ``model/new``, where nothing looks for a model to use (a base model that came in waits in ``model/incoming``), and takes the place of the
 slot that is not in use once it has passed the guard (:meth:`promote`). At every moment, power cut included, ``current`` names a whole bundle: it is renamed only after the
 new one is on disk. Between jobs both slots hold the same model, so that one may rot: :meth:`repair`
 goes back to the whole one and says so.
@@ -31,7 +31,7 @@ from clue_protocol.files import fsync_folder, private_folder, write_atomic
 log = logging.getLogger(__name__)
 
 _SLOTS = ("a", "b")
-CANDIDATE = "new"
+CANDIDATE, INCOMING = "new", "incoming"
 _SEALED, _KEY_ID, _CALIBRATION = "weights.sealed", "key-id", "calibration.json"
 
 
@@ -118,6 +118,10 @@ class ModelStore:
         except (OSError, ValueError):
             calibration = {}
         return StoredModel(name, spec, digest, weights, calibration if isinstance(calibration, dict) else {})
+
+    def size(self) -> int:
+        """Bytes of the sealed weights in use."""
+        return (self.current / _SEALED).stat().st_size
 
     def verify(self) -> tuple[ModelSpec, str]:
         """Like :meth:`spec`, and the weights are whole."""

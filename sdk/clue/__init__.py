@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from clue._forget import ForgetResult as ForgetResult
     from clue._forget import Progress as Progress
     from clue._forget import forget as forget
+    from clue._synthesise_class import synthesise_class as synthesise_class
     from clue.bundle import ModelBundle as ModelBundle
     from clue.bundle import load_bundle as load_bundle
     from clue.bundle import save_bundle as save_bundle
@@ -47,6 +48,7 @@ _EXPORTS = {
     "Progress": "clue._forget",
     "available_methods": "clue.methods",
     "evaluate_classes": "clue.evaluate",
+    "synthesise_class": "clue._synthesise_class",
     "forget": "clue._forget",
     "load_bundle": "clue.bundle",
     "register_method": "clue.methods",
