@@ -171,7 +171,7 @@ class Execution:
     def _check_disk(self) -> None:
         try:
             size = self._m.store.size()
-            problem = check_free(self._m.config.home, _COPIES * size, self._m.config.limits.min_free_mib << 20)
+            problem = check_free(self._m.config.home, _COPIES * size, self._m.config.limits.reserve_bytes)
         except OSError as error:
             raise JobFailedError(pb.REASON_STORAGE_FAILED, f"cannot look at the disk: {error.strerror}") from None
         if problem:

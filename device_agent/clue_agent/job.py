@@ -7,12 +7,11 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from clue_agent.config import AgentConfig
 from clue_agent.errors import JobFailedError
-from clue_agent.limits import CANCELLED, FINISHED, OUT_OF_MEMORY, Hold, Watch, run_limited
+from clue_agent.limits import Hold, Verdict, Watch, run_limited
 from clue_protocol.v1 import forget_pb2 as pb
 
 OnProgress = Callable[[str, float], None]
@@ -68,14 +67,14 @@ def run_worker(
         "batch_size": work.batch_size,
         "allowed_factories": list(work.allowed_factories),
     }
-    environment = os.environ | {"OMP_NUM_THREADS": str(work.threads), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     config.logs.mkdir(exist_ok=True)
     errors = config.logs / "worker.log"
     said: dict[str, Any] = {}
     try:
         job_file.write_text(json.dumps(body), encoding="utf-8")
         ended = run_limited(
-            ["nice", "-n", str(work.nice), sys.executable, "-m", "clue_agent.worker", str(job_file)],
+            [sys.executable, "-m", "clue_agent.worker", str(job_file)],
             limits=config.limits,
             watch=Watch(config.limits),
             cancelled=cancelled,
@@ -83,6 +82,8 @@ def run_worker(
             log_path=errors,
             on_line=lambda line: _hear(line, said, on_progress),
             on_hold=on_hold,
+            nice=work.nice,
+            threads=work.threads,
         )
     except OSError as error:
         reason = pb.REASON_NO_SPACE if error.errno in _FULL else pb.REASON_WORKER_FAILED
@@ -90,11 +91,11 @@ def run_worker(
     finally:
         with suppress(OSError):
             job_file.unlink()
-    if ended.verdict == CANCELLED:
+    if ended.verdict is Verdict.CANCELLED:
         raise JobFailedError(pb.REASON_WORKER_FAILED, "the agent was stopped")
-    if ended.verdict == OUT_OF_MEMORY:
+    if ended.verdict is Verdict.OUT_OF_MEMORY:
         raise JobFailedError(pb.REASON_OUT_OF_MEMORY, ended.detail)
-    if ended.verdict != FINISHED:
+    if ended.verdict is not Verdict.FINISHED:
         raise JobFailedError(pb.REASON_OUT_OF_TIME, ended.detail)
     if "result" in said:
         return dict(said["result"])
@@ -103,7 +104,7 @@ def run_worker(
         known = failure["reason"] in pb.Reason.DESCRIPTOR.values_by_name
         reason = pb.Reason.Value(failure["reason"]) if known else pb.REASON_WORKER_FAILED
         raise JobFailedError(reason, failure["detail"])
-    raise JobFailedError(pb.REASON_WORKER_FAILED, _post_mortem(ended.returncode, errors))
+    raise JobFailedError(pb.REASON_WORKER_FAILED, ended.detail)
 
 
 _FULL = (28, 122)  # ENOSPC, EDQUOT
@@ -121,15 +122,3 @@ def _hear(line: bytes, said: dict[str, Any], on_progress: OnProgress) -> None:
         case {"result": dict()} | {"failure": {"reason": str(), "detail": str()}}:
             said.clear()
             said.update(message)
-
-
-def _post_mortem(code: int, errors: Path) -> str:
-    if code == -9:
-        return "the worker was killed (signal 9): out of memory, most likely"
-    if code < 0:
-        return f"the worker was ended by signal {-code}"
-    tail = ""
-    with suppress(OSError):
-        lines = errors.read_text(errors="replace").strip().splitlines()
-        tail = f": {lines[-1][:300]}" if lines else ""
-    return f"the worker ended with code {code}{tail}"
