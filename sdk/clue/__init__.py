@@ -33,13 +33,17 @@ if TYPE_CHECKING:
     from clue.evaluate import evaluate_classes as evaluate_classes
     from clue.methods import available_methods as available_methods
     from clue.methods import register_method as register_method
+    from clue.methods._checkpoint import Checkpoint as Checkpoint
+    from clue.methods._checkpoint import FileCheckpoint as FileCheckpoint
     from clue.spec import ModelSpec as ModelSpec
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "Accuracy": "clue.evaluate",
+    "Checkpoint": "clue.methods._checkpoint",
     "ClueError": "clue.errors",
+    "FileCheckpoint": "clue.methods._checkpoint",
     "ForgetDivergedError": "clue.errors",
     "ForgetReport": "clue._forget",
     "ForgetResult": "clue._forget",
