@@ -32,7 +32,7 @@ from clue.errors import (
 from clue.evaluate import Accuracy, evaluate_classes
 from clue.methods import get_method, make_hyperparameters
 from clue.spec import ModelSpec
-from clue_agent.calibration import free_energies, free_energy_threshold
+from clue_agent.calibration import FREE_ENERGY_THRESHOLD, free_energy, free_energy_threshold
 from clue_agent.checkpoint import SealedCheckpoint
 from clue_agent.errors import AgentError
 from clue_agent.sealed import KeyRing
@@ -177,12 +177,17 @@ class Worker:
 
     def _calibrate(self, model: torch.nn.Module, holdout: "Dataset[Any]", spec: ModelSpec) -> dict[str, Any]:
         """Above which free energy an image is like none of the retained classes (see clue_agent.live)."""
-        absent = [spec.class_index(name) for name in spec.forgotten]
-        energies = free_energies(model, loader(holdout), absent)
+        absent = {spec.class_index(name) for name in spec.forgotten}
+        energies: list[float] = []
+        with torch.no_grad():
+            for images, labels in loader(holdout):
+                retained = [row for row, label in enumerate(labels.tolist()) if label not in absent]
+                if retained:
+                    energies += free_energy(model(images[retained]), absent).tolist()
         if not energies:
             return {}
         return {
-            "free_energy_threshold": free_energy_threshold(energies, _CALIBRATION_QUANTILE),
+            FREE_ENERGY_THRESHOLD: free_energy_threshold(energies, _CALIBRATION_QUANTILE),
             "quantile": _CALIBRATION_QUANTILE,
             "samples": len(energies),
         }

@@ -15,16 +15,21 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 import clue
-from clue_agent import agent as agent_module
+from clue_agent import base_model as base_model_module
+from clue_agent import execution as execution_module
 from clue_agent import job as job_module
 from clue_agent import receipts
 from clue_agent import worker as worker_module
-from clue_agent.agent import Agent, judge
+from clue_agent.agent import Agent
 from clue_agent.config import AgentConfig, WorkConfig
 from clue_agent.errors import AgentError, JobFailedError, StoreError
 from clue_agent.job import JobSpec, run_worker
-from clue_agent.journal import PREPARED, Journal
-from clue_agent.store import ModelStore
+from clue_agent.journal import EVALUATED, STEPS, Journal
+from clue_agent.limits import LimitsConfig
+from clue_agent.sealed import KeyRing
+from clue_agent.guard import judge
+from clue_agent.store import CANDIDATE, ModelStore
+from clue_agent.vault import VaultLimits
 from clue_protocol.documents import Trust
 from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, envelope_digest, open_message, sign_message
 from clue_protocol.v1 import agent_pb2
@@ -32,6 +37,10 @@ from clue_protocol.v1 import forget_pb2 as pb
 
 OPERATOR, EVE, DEVICE = (CryptoSigner.generate_ed25519() for _ in range(3))
 TRUST = Trust("yard", (OPERATOR.public_key,), "127.0.0.1:9092", "(no certificate)")
+
+
+def make_store(config: AgentConfig) -> ModelStore:
+    return ModelStore(config.store, KeyRing(config.keys))
 
 
 def make_request(**changes: Any) -> pb.ForgetRequest:
@@ -81,13 +90,13 @@ class Device:
 
     def model(self) -> dict[str, bytes]:
         """Every file of the model in use, and which slot that is."""
-        store = ModelStore(self.config.store)
+        store = make_store(self.config)
         files = {p.name: p.read_bytes() for p in store.current.iterdir()}
         return files | {"slot": store.current_slot().encode()}
 
     @property
     def digest(self) -> str:
-        return ModelStore(self.config.store).verify()[1]
+        return make_store(self.config).verify()[1]
 
 
 @pytest.fixture
@@ -96,10 +105,13 @@ def device(tmp_path: Path, images_root: Path, bundle_dir: Path) -> Iterator[Devi
         device_id="cam-1",
         samples=images_root / "train",
         holdout=images_root / "test",
-        work=WorkConfig(nice=0, timeout_seconds=120),
+        keep_originals=True,
+        work=WorkConfig(nice=0),
+        limits=LimitsConfig(budget_seconds=120, min_free_mib=0),
+        vault=VaultLimits(holdout_share=0.0),
         home=tmp_path,
     )
-    ModelStore(config.store).install(bundle_dir)
+    make_store(config).install(bundle_dir)
     made = Device(config)
     yield made
     made.shut_down()
@@ -122,12 +134,21 @@ class FakeWorker:
         self.ua_after, self.ra_after, self.action = ua_after, ra_after, action
 
     def __call__(
-        self, job: JobSpec, config: AgentConfig, cancelled: threading.Event, on_progress: Callable[[str, float], None]
+        self,
+        job: JobSpec,
+        config: AgentConfig,
+        cancelled: threading.Event,
+        on_progress: Callable[[str, float], None],
+        on_hold: Callable[[Any], None],
     ) -> dict[str, Any]:
         self.jobs.append(job)
         on_progress("unlearning", 0.5)
-        bundle = clue.load_bundle(job.model)
-        clue.save_bundle(job.output, bundle.model, bundle.spec.with_forgotten(job.forget_class))
+        store = make_store(config)
+        stored = store.read(job.slot)
+        spec = stored.spec
+        for name in job.forget:
+            spec = spec.with_forgotten(name)
+        store.write(CANDIDATE, spec.to_json().encode(), stored.weights)
         if self.action is not None:
             self.action(job)
         return {
@@ -136,7 +157,8 @@ class FakeWorker:
             "ra_before": {"correct": 30, "samples": 30},
             "ua_after": {"correct": self.ua_after, "samples": 10},
             "ra_after": {"correct": self.ra_after, "samples": 30},
-            "samples": [str(p) for p in sorted((config.samples / job.forget_class).iterdir())],
+            "sample_digests": ["ab" * 32],
+            "samples": 20,
             "method": job.method,
             "hyperparameters": job.hyperparameters,
             "seconds": 1.5,
@@ -148,7 +170,8 @@ class FakeWorker:
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> FakeWorker:
     fake = FakeWorker()
-    monkeypatch.setattr(agent_module, "run_worker", fake)
+    monkeypatch.setattr(execution_module, "run_worker", fake)
+    monkeypatch.setattr(base_model_module, "run_worker", fake)
     return fake
 
 
@@ -172,9 +195,16 @@ def test_a_class_is_forgotten_by_the_real_worker(device: Device, bundle_dir: Pat
     assert first.latency_seconds >= first.unlearning_seconds > 0
     assert first.energy.joules > 0
     assert first.peak_memory_bytes > 0
-    model = clue.load_bundle(agent.store.current)
+    model = agent.store.read()
     assert model.spec.forgotten == ("red",)
     assert model.digest == first.model_digest_after
+    assert model.calibration["samples"] == 30
+    # Between jobs both slots hold the new model, and nothing is left of the old one.
+    assert agent.store.read(agent.store.other_slot()).digest == model.digest
+    assert first.erasure.old_model
+    assert first.erasure.samples == 20
+    assert agent.vault.count("red", "forget") == 0
+    assert [step for step in STEPS if step in device.journal.get(envelope_digest(data)).steps] == list(STEPS)  # type: ignore[union-attr]
     assert agent.status().forgotten == ["red"]
 
     again = deliver(agent, envelope(request_id="r-2"), "r-2")
