@@ -61,7 +61,8 @@ def add_result(receipt: pb.Receipt, result: dict[str, Any]) -> None:
         receipt.method = result["method"]
         receipt.hyperparameters_json = json.dumps(result["hyperparameters"], sort_keys=True)
         receipt.unlearning_seconds = result["seconds"]
-        receipt.energy.CopyFrom(pb.Energy(**result["energy"]))
+        known = pb.Energy.DESCRIPTOR.fields_by_name  # a reading says more than a receipt carries
+        receipt.energy.CopyFrom(pb.Energy(**{name: value for name, value in result["energy"].items() if name in known}))
         receipt.peak_memory_bytes = result["peak_memory_bytes"]
         receipt.forget_samples = result["samples"]
 
