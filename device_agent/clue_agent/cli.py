@@ -12,7 +12,7 @@ from rich.table import Table
 import clue
 from clue_agent.config import AgentConfig, WorkConfig, load_config
 from clue_agent.errors import AgentError
-from clue_agent.vault import VaultLimits
+from clue_agent.retention import VaultLimits
 from clue_protocol.documents import check_name
 from clue_protocol.errors import DocumentError, ProtocolError
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from clue_agent.errors import ConfigError
 from clue_agent.limits import LimitsConfig
-from clue_agent.vault import VaultLimits
+from clue_agent.retention import VaultLimits
 from clue_protocol.documents import check_name
 from clue_protocol.errors import DocumentError
 

@@ -18,7 +18,7 @@ from securesystemslib.signer import Signer
 from clue_agent import receipts
 from clue_agent.config import AgentConfig
 from clue_agent.erasing import Eraser
-from clue_agent.errors import JobFailedError, RequestRejectedError, StoreError
+from clue_agent.errors import AgentError, JobFailedError, StoreError
 from clue_agent.forgotten import ForgottenList
 from clue_agent.guard import DEFAULT_METHOD, DEFAULT_TRIES, Attempt, judge, next_attempt
 from clue_agent.inbox import Inbox
@@ -39,10 +39,7 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 # Candidate, second copy and checkpoint, each about as large as the model.
 _COPIES = 4
-
-
-class InterruptedJobError(Exception):
-    """The work stopped for a reason that says nothing about the job: take it up again later."""
+_INBOX_SECONDS = 30.0
 
 
 @dataclass
@@ -138,7 +135,7 @@ class Execution:
         name = self._request.forget_class
         if name in spec.forgotten:
             return self._already_forgotten(receipt, name)
-        self._m.inbox.drain(self._m.stop)
+        self._take_in_images()
         self._check_disk()
         verdict = self._try_until_it_passes(receipt, digest)
         candidate = self._m.store.spec(CANDIDATE)[1]
@@ -167,6 +164,15 @@ class Execution:
         # Images that came since are of no use to anyone.
         receipt.erasure.CopyFrom(self._m.eraser.erase_images(name, self._m.eraser.count(name)))
         return self._finish(receipt)
+
+    def _take_in_images(self) -> None:
+        """Seal what lies in the samples folder; a file that is still being written is waited for, within reason."""
+        deadline = time.monotonic() + _INBOX_SECONDS
+        try:
+            while self._m.inbox.scan(self._m.stop.is_set).waiting and time.monotonic() < deadline:
+                self._m.stop.wait(0.5)
+        except (AgentError, OSError) as error:
+            raise JobFailedError(pb.REASON_STORAGE_FAILED, f"the samples cannot be sealed: {error}") from None
 
     def _check_disk(self) -> None:
         try:
@@ -277,5 +283,3 @@ class Execution:
         log.info("request %s: %s %s", self._job.request_id, pb.Outcome.Name(receipt.outcome), receipt.detail)
         return receipt
 
-
-__all__ = ["Execution", "Machinery", "RequestRejectedError"]

@@ -62,7 +62,6 @@ def run_worker(
     body = asdict(job) | {
         "home": str(config.home),
         "holdout": str(config.holdout) if config.holdout is not None else "",
-        "holdout_share": config.vault.holdout_share,
         "threads": work.threads,
         "batch_size": work.batch_size,
         "allowed_factories": list(work.allowed_factories),

@@ -38,7 +38,7 @@ from clue_agent.errors import AgentError
 from clue_agent.sealed import KeyRing
 from clue_agent.sealed_images import SealedImages
 from clue_agent.store import CANDIDATE, ModelStore
-from clue_agent.vault import Vault, VaultLimits
+from clue_agent.vault import Vault
 
 _CALIBRATION_QUANTILE = 0.95
 
@@ -76,7 +76,7 @@ class Worker:
         home = Path(job["home"])
         self._ring = KeyRing(home / "keys")
         self._store = ModelStore(home / "model", self._ring)
-        self._vault = Vault(home / "vault", self._ring, VaultLimits(holdout_share=job["holdout_share"]))
+        self._vault = Vault(home / "vault", self._ring)
         self._home = home
 
     def run(self) -> dict[str, Any]:
