@@ -10,8 +10,11 @@
       forget/<id>.sealed  holdout/<id>.sealed
       erasing           the class is being erased: nothing is read from it or added to it any more
 
-An id is a hash of the image file, keyed by a secret of the class that lies in the key ring and goes
-with the class: afterwards not even a lingering file name tells whether a known image was among them.
+Opening a sample takes two keys of the ring, its own and that of its class. Evicting it destroys its own;
+erasing the class destroys that of the class, which makes all of it unreadable in one step, and then all
+the others. An id is a hash of the image file under the key of the class, too: once that is gone, not even
+a lingering file name tells whether a known image was among them.
+
 Which part an image belongs to follows from its content alone, so that an image that was ever held out
 is never used to forget, in whichever class, and however often it is offered again.
 
@@ -148,7 +151,9 @@ class Vault:
 
     def read(self, item: Item) -> bytes:
         """The image file as it was offered; SealError if it is damaged, evicted or erased."""
-        return unseal(self._folder(item.name) / item.part / (item.id + SUFFIX), self.ring.get(_key_name(item.id)))
+        folder = self._folder(item.name)
+        own, of_class = self.ring.get(_key_name(item.id)), self.ring.get(_class_key_name(folder.name))
+        return unseal(folder / item.part / (item.id + SUFFIX), _content_key(own, of_class))
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -186,8 +191,9 @@ class Vault:
             if name in refused():
                 raise SampleRefusedError(f"{name!r} is forgotten: no image of it is stored")
             folder = self._open_class(name, shelves)
-            part, identity = self._part(data), blake2b(data, key=self._class_key(folder), digest_size=20).hexdigest()
             shelf = shelves[folder.name]
+            of_class = self._class_key(folder, shelf)
+            part, identity = self._part(data), _hash(data, of_class, 20, b"sample id").hex()
             if identity in shelf[part]:
                 return Outcome.DUPLICATE
             shelf[part][identity] = _sealed_size(len(data))
@@ -196,7 +202,7 @@ class Vault:
             if full or (gone and is_held(self.root / IN_USE)):
                 del shelf[part][identity]
                 return Outcome.NOT_KEPT if full else Outcome.BUSY
-            self._store(folder / part / (identity + SUFFIX), identity, data)
+            self._store(folder / part / (identity + SUFFIX), identity, of_class, data)
             for victim in gone:
                 self._evict(shelves, *victim)
             return Outcome.ADDED
@@ -218,7 +224,7 @@ class Vault:
             erased: dict[str, Erased] = {}
             for folder in list(class_folders(self.root)):
                 name = class_name(folder)
-                if name is None or (folder / ERASING).exists():
+                if self._is_doomed(folder):
                     if sealed_files(folder):
                         log.warning("completing the erasure of %r", name or folder.name)
                     done = self._erase_folder(folder)
@@ -237,10 +243,10 @@ class Vault:
 
     # One sample
 
-    def _store(self, path: Path, identity: str, data: bytes) -> None:
+    def _store(self, path: Path, identity: str, of_class: bytes, data: bytes) -> None:
         self.ring.destroy(_key_name(identity))  # left by a crash: nothing is sealed under it
         try:
-            seal(data, path, self.ring.create(_key_name(identity)))
+            seal(data, path, _content_key(self.ring.create(_key_name(identity)), of_class))
         except BaseException:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -255,14 +261,13 @@ class Vault:
         del shelves[folder][part][identity]
 
     def _part(self, data: bytes) -> Part:
-        draw = int.from_bytes(blake2b(data, key=self._secret, digest_size=8, person=b"split").digest(), "big")
+        draw = int.from_bytes(_hash(data, self._secret, 8, b"split"), "big")
         return "holdout" if draw < self.limits.holdout_share * 2**64 else "forget"
 
     # One class
 
     def _folder(self, name: str) -> Path:
-        text = name.encode("utf-8", "surrogatepass")
-        return self.root / blake2b(text, key=self._secret, digest_size=16, person=b"class").hexdigest()
+        return self.root / _hash(name.encode("utf-8", "surrogatepass"), self._secret, 16, b"class").hex()
 
     def _open_class(self, name: str, shelves: dict[str, Shelf]) -> Path:
         folder = self._folder(name)
@@ -276,13 +281,27 @@ class Vault:
         shelves.setdefault(folder.name, {part: {} for part in PARTS})
         return folder
 
-    def _class_key(self, folder: Path) -> bytes:
+    def _class_key(self, folder: Path, shelf: Shelf) -> bytes:
         name = _class_key_name(folder.name)
         try:
             return self.ring.get(name)
-        except SealError:
+        except SealError as error:
+            if any(shelf.values()):
+                raise VaultError(
+                    f"its samples can no longer be read and are removed at the next start: {error}"
+                ) from None
             self.ring.destroy(name)  # a crash may have left it cut short
             return self.ring.create(name)
+
+    def _is_doomed(self, folder: Path) -> bool:
+        """Its erasure has begun, or what is left of it nobody can read or find."""
+        if (folder / ERASING).exists() or class_name(folder) is None:
+            return True
+        try:
+            self.ring.get(_class_key_name(folder.name))
+        except SealError:
+            return bool(sealed_files(folder))
+        return False
 
     def _erase_folder(self, folder: Path) -> Erased:
         if not folder.exists():
@@ -298,8 +317,8 @@ class Vault:
             # On a full card it is done without: then a crash costs the numbers, not the erasure.
             with suppress(OSError):
                 write_atomic(marker, json.dumps(vars(erased)).encode(), mode=0o600)
-        for name in (*names, _class_key_name(folder.name)):
-            self.ring.destroy(name)
+        self.ring.destroy(_class_key_name(folder.name))
+        self.ring.destroy_all(names)
         for part in PARTS:
             shutil.rmtree(folder / part, ignore_errors=True)
         shutil.rmtree(folder)
@@ -323,8 +342,8 @@ class Vault:
     def _drop_orphans(self, shelves: Mapping[str, Shelf]) -> int:
         needed = {_class_key_name(folder) for folder in shelves}
         needed |= {_key_name(identity) for shelf in shelves.values() for ids in shelf.values() for identity in ids}
-        ours = (name for name in self.ring.names() if name.startswith(("sample-", "class-")))
-        return sum(self.ring.destroy(name) for name in ours if name not in needed)
+        ours = [name for name in self.ring.names() if name.startswith(("sample-", "class-"))]
+        return self.ring.destroy_all([name for name in ours if name not in needed])
 
     @contextmanager
     def _storage(self) -> Iterator[None]:
@@ -340,6 +359,14 @@ def _key_name(identity: str) -> str:
 
 def _class_key_name(folder: str) -> str:
     return f"class-{folder}"
+
+
+def _hash(data: bytes, key: bytes, size: int, purpose: bytes) -> bytes:
+    return blake2b(data, key=key, digest_size=size, person=purpose).digest()
+
+
+def _content_key(own: bytes, of_class: bytes) -> bytes:
+    return _hash(own, of_class, 32, b"sample key")
 
 
 def _sealed_size(length: int) -> int:

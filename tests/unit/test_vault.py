@@ -331,6 +331,15 @@ def test_erasing_leaves_no_plaintext_and_no_key(vault: Vault, tmp_path: Path) ->
     assert not {item.id for item in birds} & {item.id for item in all_items(vault, BIRD)}
 
 
+def test_erasing_takes_the_key_that_a_killed_app_left(vault: Vault) -> None:
+    vault.add(BIRD, picture(1))
+    # Killed between making the key and sealing the image, or between evicting a file and its key.
+    vault.ring.create("sample-" + "0" * 40)
+    vault.ring.create("model-a-1")
+    vault.erase(BIRD)
+    assert vault.ring.names() == ["model-a-1"]
+
+
 def test_the_erased_cannot_be_opened_with_a_copy_of_the_files(vault: Vault, tmp_path: Path) -> None:
     vault.add(BIRD, picture(1))
     item = all_items(vault, BIRD)[0]
@@ -341,6 +350,24 @@ def test_the_erased_cannot_be_opened_with_a_copy_of_the_files(vault: Vault, tmp_
     path.write_bytes(lingering)
     with pytest.raises(SealError, match="no key"):
         vault.read(item)
+
+
+def test_one_key_makes_the_whole_class_unreadable(vault: Vault) -> None:
+    for name in (BIRD, "cat"):
+        for seed in range(5):
+            vault.add(name, picture(seed))
+    birds = all_items(vault, BIRD)
+    folder = next(path for path in files(vault.root) if path.stem == birds[0].id).parent.parent.name
+    vault.ring.destroy(f"class-{folder}")
+    for item in birds:
+        with pytest.raises(SealError):
+            vault.read(item)
+    with pytest.raises(VaultError, match="no longer be read"):
+        vault.add(BIRD, picture(9))
+    # So would a crash leave it on a full card, where the marker could not be written.
+    assert vault.sweep().erased[BIRD].keys_destroyed == 5
+    assert_whole(vault)
+    assert vault.classes() == ["cat"]
 
 
 # Crashes: the process is killed before every single file operation in turn
