@@ -39,6 +39,8 @@ from clue_agent.store import ModelStore, StoredModel
 
 FACTORY = "test_live:tiny"
 RED = 0
+# Enough for four easy classes.
+FEW = {"steps": 30, "proxies_per_class": 8, "proxy_steps": 2}
 
 
 def tiny(num_classes: int, outputs: int | None = None) -> nn.Module:
@@ -300,7 +302,7 @@ def test_unknown_by_free_energy_where_the_row_is_overwritten(
 def test_a_model_that_really_forgot(
     home: Path, bundle: clue.ModelBundle, reds: torch.utils.data.TensorDataset, images_root: Path, tmp_path: Path
 ) -> None:
-    forgot = clue.forget(bundle.model, reds, RED, method="clue_plus", hyperparameters={"steps": 60})
+    forgot = clue.forget(bundle.model, reds, RED, method="clue_plus", hyperparameters=FEW)
     clue.save_bundle(tmp_path / "forgot", forgot.model, bundle.spec.with_forgotten("red"))
     swap(store_of(home), tmp_path / "forgot")
     for policy in ("unknown", "next_best"):
