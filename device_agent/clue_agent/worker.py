@@ -31,6 +31,7 @@ from clue.errors import (
 )
 from clue.evaluate import Accuracy, evaluate_classes
 from clue.methods import get_method, make_hyperparameters
+from clue.metering import measure_idle
 from clue.spec import ModelSpec
 from clue_agent.calibration import FREE_ENERGY_THRESHOLD, free_energy, free_energy_threshold
 from clue_agent.checkpoint import SealedCheckpoint
@@ -41,6 +42,8 @@ from clue_agent.store import CANDIDATE, ModelStore
 from clue_agent.vault import Vault
 
 _CALIBRATION_QUANTILE = 0.95
+# Of doing nothing, where a meter can see it: what the board takes without the work. An estimate needs none.
+_IDLE_SECONDS = 5.0
 
 
 def main() -> None:
@@ -48,7 +51,10 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])
     try:
-        _send(result=Worker(job).run())
+        worker = Worker(job)
+        # Nothing is evicted for newer images while the job reads.
+        with worker.vault.hold():
+            _send(result=worker.run())
     except (HyperparameterError, UnknownMethodError) as error:
         _fail("REASON_INVALID_REQUEST", error)
     except ForgetDivergedError as error:
@@ -76,7 +82,7 @@ class Worker:
         home = Path(job["home"])
         self._ring = KeyRing(home / "keys")
         self._store = ModelStore(home / "model", self._ring)
-        self._vault = Vault(home / "vault", self._ring)
+        self.vault = Vault(home / "vault", self._ring)
         self._home = home
 
     def run(self) -> dict[str, Any]:
@@ -118,15 +124,16 @@ class Worker:
         settings = _scaled(method, job["hyperparameters"], job["step_scale"])
         digests: list[str] = []
         reports = []
+        idle = measure_idle(_IDLE_SECONDS)
         for number, (name, index) in enumerate(zip(names, indices, strict=True)):
             samples: Dataset[Any]
-            if job["synthetic"] and self._vault.count(name, "forget") == 0:
+            if job["synthetic"] and self.vault.count(name, "forget") == 0:
                 _progress("remembering", 0.1 + 0.7 * number / len(names))
                 samples = clue.synthesise_class(model, spec, index, seed=job["seed"])
             else:
-                sealed = SealedImages(self._vault, spec, [name], "forget")
+                sealed = SealedImages(self.vault, spec, [name], "forget")
                 samples = sealed
-                digests += [hashlib.sha256(self._vault.read(item)).hexdigest() for item in sealed.items]
+                digests += [hashlib.sha256(self.vault.read(item)).hexdigest() for item in sealed.items]
             outcome = clue.forget(
                 model,
                 samples,
@@ -136,6 +143,7 @@ class Worker:
                 hyperparameters=settings,
                 batch_size=job["batch_size"],
                 progress=lambda p, n=number: _progress("unlearning", 0.1 + 0.7 * (n + p.fraction) / len(names)),
+                idle=idle,
                 checkpoint=SealedCheckpoint(self._home / "work", self._ring, f"{job['checkpoint']}-{index}"),
             )
             model, spec = outcome.model, spec.with_forgotten(name)
@@ -155,7 +163,10 @@ class Worker:
             "method": last.method,
             "hyperparameters": last.hyperparameters,
             "seconds": sum(report.seconds for report in reports),
-            "energy": asdict(last.energy) | {"joules": sum(report.energy.joules for report in reports)},
+            "energy": asdict(last.energy) | {
+                name: sum(getattr(report.energy, name) for report in reports)
+                for name in ("joules", "gross_joules", "gap_seconds")
+            },
             "peak_memory_bytes": max(report.peak_memory_bytes for report in reports),
             "warnings": [line for report in reports for line in report.warnings],
         }
@@ -164,7 +175,7 @@ class Worker:
         """Images only ever used to measure, less the classes that earlier requests made the model forget."""
         gone = {spec.class_index(old) for old in spec.forgotten if old not in names}
         parts: list[Dataset[Any]] = []
-        sealed = SealedImages(self._vault, spec, self._vault.classes(), "holdout").without(gone)
+        sealed = SealedImages(self.vault, spec, self.vault.classes(), "holdout").without(gone)
         if len(sealed):
             parts.append(sealed)
         if self._job["holdout"]:

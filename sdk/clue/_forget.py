@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from clue import _doubt as doubt
 from clue.bundle import parameters_are_finite
 from clue.errors import ForgetDivergedError, ForgetInputError
-from clue.metering import EnergyReading, measure_energy
+from clue.metering import EnergyReading, IdleBaseline, measure_energy
 from clue.metering.memory import peak_memory
 from clue.methods import get_method, make_hyperparameters
 from clue.methods._batch import last_line
@@ -110,6 +110,7 @@ def forget(
     hyperparameters: Hyperparameters | Mapping[str, Any] | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     checkpoint: Checkpoint | None = None,
+    idle: IdleBaseline | None = None,
 ) -> ForgetResult:
     """Make a copy of ``model`` forget one class, given samples of that class only.
 
@@ -127,6 +128,7 @@ def forget(
         checkpoint: where to keep the state of the run, such as :class:`clue.FileCheckpoint`. If one of this very call
             is there, the run goes on from it and gives, bit for bit, the model of a run that was never interrupted.
             It holds activations of forget images: see docs/checkpoints.md.
+        idle: what the machine takes without this work (:func:`clue.metering.measure_idle`); subtracted from the energy.
 
     Raises:
         ForgetInputError: empty forget set, wrong labels or shapes, no such logit, frozen model.
@@ -142,7 +144,7 @@ def forget(
     device = _device_of(model)
     with _seeded(seed), _as_teacher(model):
         started, cpu_started = time.perf_counter(), time.process_time()
-        with peak_memory() as memory, measure_energy() as energy:
+        with peak_memory() as memory, measure_energy(baseline=idle) as energy:
             # Randomness of its own: what is drawn for the look must not change the run.
             with _seeded(seed):
                 looked_at = TensorDigest()
