@@ -36,6 +36,11 @@ class AgentConfig(BaseModel):
     # The same shape: images that are only ever used to measure.
     holdout: Path
     work: WorkConfig = WorkConfig()
+    # Port on 127.0.0.1 for Prometheus; 0 is off.
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    # How long Flower's SuperExec stays after the last message; inf keeps it (about 100 MB) for ever. Longer than
+    # a message lives (120 s), so that none can be left behind by one that was ended while it was still starting.
+    superexec_linger_seconds: Annotated[float, Field(ge=10)] = 180.0
     home: Path = Field(default=Path(), exclude=True)
 
     @field_validator("device_id")
@@ -50,6 +55,11 @@ class AgentConfig(BaseModel):
     def store(self) -> Path:
         """The model store."""
         return self.home / "model"
+
+    @property
+    def keys(self) -> Path:
+        """Keys of the sealed files."""
+        return self.home / "keys"
 
     @property
     def receipt_key(self) -> Path:
