@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 import clue
+from clue_agent import cli_operation
 from clue_agent.config import AgentConfig, WorkConfig, load_config
 from clue_agent.errors import AgentError
 from clue_protocol.documents import check_name
 from clue_protocol.errors import DocumentError, ProtocolError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(cli_operation.app)
 
 Config = Annotated[Path, typer.Option("--config", help="The agent's configuration file.")]
 _DEFAULT_CONFIG = Path("~/.clue/agent/agent.toml")
@@ -76,34 +76,6 @@ def run(config: Config = _DEFAULT_CONFIG) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     run_daemon(load_config(config.expanduser()))
-
-
-@app.command()
-def status(config: Config = _DEFAULT_CONFIG) -> None:
-    """What this device is and does."""
-    import grpc
-
-    from clue_protocol.v1 import agent_pb2, agent_pb2_grpc
-
-    loaded = load_config(config.expanduser())
-    try:
-        socket = (loaded.home / "agent.socket-path").read_text().strip()
-        with grpc.insecure_channel(f"unix:{socket}") as channel:
-            answer = agent_pb2_grpc.AgentServiceStub(channel).GetStatus(agent_pb2.GetStatusRequest(), timeout=5)
-    except OSError:
-        raise AgentError("the agent is not running: start it with 'clue-agent run'") from None
-    except grpc.RpcError as error:
-        if error.code() == grpc.StatusCode.UNAVAILABLE:
-            raise AgentError("the agent is not running: start it with 'clue-agent run'") from None
-        raise AgentError(f"the agent answered: {error.details()}") from None
-    table = Table.grid(padding=(0, 2))
-    table.add_row("device", answer.device_id)
-    table.add_row("fleet", answer.fleet)
-    table.add_row("model", f"{answer.model_digest[:16]} ({len(answer.classes)} classes)")
-    table.add_row("forgotten", ", ".join(answer.forgotten) or "nothing")
-    busy = f"{answer.active_request_id}: {answer.progress.stage} {100 * answer.progress.fraction:.0f} %"
-    table.add_row("working on", busy if answer.active_request_id else "nothing")
-    Console().print(table)
 
 
 @app.callback(invoke_without_command=True)
