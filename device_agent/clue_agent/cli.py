@@ -3,13 +3,12 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 import clue
+from clue_agent import cli_operation
 from clue_agent.config import AgentConfig, WorkConfig, load_config
 from clue_agent.errors import AgentError
 from clue_agent.retention import VaultLimits
@@ -17,6 +16,7 @@ from clue_protocol.documents import check_name
 from clue_protocol.errors import DocumentError, ProtocolError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(cli_operation.app)
 
 Config = Annotated[Path, typer.Option("--config", help="The agent's configuration file.")]
 _DEFAULT_CONFIG = Path("~/.clue/agent/agent.toml")
@@ -95,50 +95,11 @@ def update_model(
     config: Config = _DEFAULT_CONFIG,
 ) -> None:
     """Bring a new base model live, once it has forgotten what this device has forgotten."""
-    from clue_protocol.v1 import agent_pb2
+    from clue_agent.status import update_model as ask
 
-    answer = _call(config, "UpdateModel", agent_pb2.UpdateModelRequest(bundle=str(bundle.resolve())))
+    answer = ask(load_config(config.expanduser()), bundle)
     names = ", ".join(answer.to_forget)
     print(f"model {answer.model_digest[:12]} is taken in" + (f"; before it goes live it forgets {names}" if names else ""))
-
-
-@app.command()
-def status(config: Config = _DEFAULT_CONFIG) -> None:
-    """What this device is and does."""
-    from clue_protocol.v1 import agent_pb2
-
-    answer = _call(config, "GetStatus", agent_pb2.GetStatusRequest())
-    table = Table.grid(padding=(0, 2))
-    table.add_row("device", answer.device_id)
-    table.add_row("fleet", answer.fleet)
-    table.add_row("model", f"{answer.model_digest[:16]} ({len(answer.classes)} classes)")
-    table.add_row("forgotten", ", ".join(answer.forgotten) or "nothing")
-    busy = f"{answer.active_request_id}: {answer.progress.stage} {100 * answer.progress.fraction:.0f} %"
-    table.add_row("working on", busy if answer.active_request_id else "nothing")
-    if answer.held:
-        table.add_row("paused", answer.held)
-    if answer.repaired:
-        table.add_row("repaired", answer.repaired)
-    Console().print(table)
-
-
-def _call(config: Path, method: str, request: Any) -> Any:
-    """Ask the running agent; AgentError says if it does not run or refuses."""
-    import grpc
-
-    from clue_protocol.v1 import agent_pb2_grpc
-
-    loaded = load_config(config.expanduser())
-    try:
-        socket = (loaded.home / "agent.socket-path").read_text().strip()
-        with grpc.insecure_channel(f"unix:{socket}") as channel:
-            return getattr(agent_pb2_grpc.AgentServiceStub(channel), method)(request, timeout=60)
-    except OSError:
-        raise AgentError("the agent is not running: start it with 'clue-agent run'") from None
-    except grpc.RpcError as error:
-        if error.code() == grpc.StatusCode.UNAVAILABLE:
-            raise AgentError("the agent is not running: start it with 'clue-agent run'") from None
-        raise AgentError(str(error.details())) from None
 
 
 @app.callback(invoke_without_command=True)

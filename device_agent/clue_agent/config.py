@@ -43,8 +43,11 @@ class AgentConfig(BaseModel):
     vault: VaultLimits = VaultLimits()
     # A base model that loses more than this by forgetting again stays out.
     max_update_ra_drop: Annotated[float, Field(ge=0, le=1)] = 0.05
-    # Port of the local Prometheus exporter on 127.0.0.1; 0 is off.
+    # Port on 127.0.0.1 for Prometheus; 0 is off.
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    # How long Flower's SuperExec stays after the last message; inf keeps it (about 100 MB) for ever. Longer than
+    # a message lives (120 s), so that none can be left behind by one that was ended while it was still starting.
+    superexec_linger_seconds: Annotated[float, Field(ge=10)] = 180.0
     home: Path = Field(default=Path(), exclude=True)
 
     @field_validator("device_id")
