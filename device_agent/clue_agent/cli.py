@@ -29,7 +29,9 @@ def init(
     samples: Annotated[Path, typer.Option("--samples", help="Folder <class>/*.png|jpg: what may be used to forget.")],
     holdout: Annotated[
         Path | None,
-        typer.Option("--holdout", help="The same shape: images only used to measure. [default: a share of the samples]"),
+        typer.Option(
+            "--holdout", help="The same shape: images only used to measure. [default: a share of the samples]"
+        ),
     ] = None,
     keep_originals: Annotated[
         bool, typer.Option("--keep-originals", help="Leave images in the samples folder after they were sealed.")
@@ -99,7 +101,9 @@ def update_model(
 
     answer = ask(load_config(config.expanduser()), bundle)
     names = ", ".join(answer.to_forget)
-    print(f"model {answer.model_digest[:12]} is taken in" + (f"; before it goes live it forgets {names}" if names else ""))
+    print(
+        f"model {answer.model_digest[:12]} is taken in" + (f"; before it goes live it forgets {names}" if names else "")
+    )
 
 
 @app.callback(invoke_without_command=True)

@@ -14,9 +14,11 @@ from clue_agent.config import AgentConfig
 from clue_agent.doctor import Finding, fail, ok, warn
 from clue_agent.errors import AgentError, StoreError
 from clue_agent.observe import JournalReader, read_model, read_only
+from clue_agent.retention import Part
 from clue_agent.samples import count_images
 from clue_agent.sealed import KeyRing
 from clue_agent.store import ModelStore
+from clue_agent.vault import Vault
 from clue_protocol.errors import KeyFileError
 from clue_protocol.keys import load_signing_key
 
@@ -119,11 +121,12 @@ def images(config: AgentConfig) -> Iterator[Finding]:
     except AgentError:
         return  # the check of the model says so
     classes = [name for name in known.classes if name not in known.forgotten]
-    for check, root, purpose in (
-        ("samples", config.samples, "forgotten"),
-        ("holdout", config.holdout, "measured"),
-    ):
-        counts = {name: count_images(root, name) for name in classes}
+    checks: tuple[tuple[str, Path | None, str, Part], ...] = (
+        ("samples", config.samples, "forgotten", "forget"),
+        ("holdout", config.holdout, "measured", "holdout"),
+    )
+    for check, root, purpose, part in checks:
+        counts = {name: _count(config, root, name, part) for name in classes}
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         missing = [name for name, count in counts.items() if count == 0]
         few = [name for name, count in counts.items() if 0 < count < _FEW_SAMPLES]
@@ -156,3 +159,11 @@ def _size(folder: Path) -> int:
 
 
 CHECKS = (permissions, keys, model, journal, images, disk)
+
+
+def _count(config: AgentConfig, folder: Path | None, name: str, part: Part) -> int:
+    """Images of a class, sealed ones and those that wait in the folder."""
+    waiting = count_images(folder, name) if folder is not None else 0
+    if not config.vault_folder.is_dir():
+        return waiting
+    return waiting + Vault(config.vault_folder, KeyRing(config.keys)).count(name, part)

@@ -282,4 +282,3 @@ class Execution:
         self._m.journal.finish(self._job.digest, receipts.sign_receipt(receipt, self._m.signer), time.time())
         log.info("request %s: %s %s", self._job.request_id, pb.Outcome.Name(receipt.outcome), receipt.detail)
         return receipt
-

@@ -144,9 +144,9 @@ class Journal:
         with self._lock:
             return [self._job(row) for row in self._db.execute(query).fetchall()]
 
-    def _job(self, row: tuple[Any, ...]) -> Job:
+    def _job(self, row: tuple[bytes, str, str, bytes, float, int, bytes | None]) -> Job:
         steps = self._db.execute("SELECT name, data FROM step WHERE digest = ?", (row[0],))
-        return Job(*row, steps={name: json.loads(data) for name, data in steps})
+        return Job(*row, {name: json.loads(data) for name, data in steps})
 
     # Writing
 
@@ -242,9 +242,7 @@ class Journal:
     def deliver(self, digest: bytes, now: float) -> None:
         """The receipt was handed to the sender (it may ask again)."""
         with self._lock:
-            known = self._db.execute(
-                "SELECT 1 FROM step WHERE digest = ? AND name = 'delivered'", (digest,)
-            ).fetchone()
+            known = self._db.execute("SELECT 1 FROM step WHERE digest = ? AND name = 'delivered'", (digest,)).fetchone()
         if not known:
             with self._write() as db:
                 _step(db, digest, DELIVERED, now, {})

@@ -56,7 +56,9 @@ class JournalReader:
         try:
             with read_only(self._path) as db:
                 [(unfinished,)] = db.execute("SELECT count(*) FROM job WHERE receipt IS NULL")
-                digests = [row[0] for row in db.execute("SELECT digest FROM job WHERE receipt IS NOT NULL AND kind = 'forget'")]
+                digests = [
+                    row[0] for row in db.execute("SELECT digest FROM job WHERE receipt IS NOT NULL AND kind = 'forget'")
+                ]
                 for digest in digests:
                     if digest not in self._seen:
                         self._see(db, digest)

@@ -7,10 +7,11 @@
     weights.sealed       safetensors, under a key of its own (see clue_agent.sealed)
     calibration.json     what the device measured of this model (optional)
 
-A new model is built in ``model/new``, where nothing looks for a model to use (a base model that came in waits in ``model/incoming``), and takes the place of the
-slot that is not in use once it has passed the guard (:meth:`promote`). At every moment, power cut included, ``current`` names a whole bundle: it is renamed only after the
-new one is on disk. Between jobs both slots hold the same model, so that one may rot: :meth:`repair`
-goes back to the whole one and says so.
+A new model is built in ``model/new``, where nothing looks for a model to use (a base model that came in
+waits in ``model/incoming``), and takes the place of the slot that is not in use once it has passed the
+guard (:meth:`ModelStore.promote`). At every moment, power cut included, ``current`` names a whole bundle: it
+is renamed only after the new one is on disk. Between jobs both slots hold the same model, so that one may
+rot: :meth:`ModelStore.repair` goes back to the whole one and says so.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import json
 import logging
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,10 +187,8 @@ class ModelStore:
         if not folder.exists():
             return False
         destroyed = False
-        try:
+        with suppress(SealError):
             destroyed = self.ring.destroy(self._key_id(slot))
-        except SealError:
-            pass
         (folder / SPEC_FILE).unlink(missing_ok=True)
         shutil.rmtree(folder)
         fsync_folder(self.root)

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,8 +31,8 @@ from clue.errors import (
     UnknownMethodError,
 )
 from clue.evaluate import Accuracy, evaluate_classes
-from clue.methods import get_method, make_hyperparameters
 from clue.metering import measure_idle
+from clue.methods import get_method, make_hyperparameters
 from clue.spec import ModelSpec
 from clue_agent.calibration import FREE_ENERGY_THRESHOLD, free_energy, free_energy_threshold
 from clue_agent.checkpoint import SealedCheckpoint
@@ -120,7 +121,9 @@ class Worker:
         job = self._job
         method = get_method(job["method"])
         if method.oracle:
-            raise UnknownMethodError(f"{job['method']} needs retained data, which no device has: it is a yardstick only")
+            raise UnknownMethodError(
+                f"{job['method']} needs retained data, which no device has: it is a yardstick only"
+            )
         settings = _scaled(method, job["hyperparameters"], job["step_scale"])
         digests: list[str] = []
         reports = []
@@ -142,7 +145,7 @@ class Worker:
                 seed=job["seed"],
                 hyperparameters=settings,
                 batch_size=job["batch_size"],
-                progress=lambda p, n=number: _progress("unlearning", 0.1 + 0.7 * (n + p.fraction) / len(names)),
+                progress=partial(_unlearning, number, len(names)),
                 idle=idle,
                 checkpoint=SealedCheckpoint(self._home / "work", self._ring, f"{job['checkpoint']}-{index}"),
             )
@@ -163,7 +166,8 @@ class Worker:
             "method": last.method,
             "hyperparameters": last.hyperparameters,
             "seconds": sum(report.seconds for report in reports),
-            "energy": asdict(last.energy) | {
+            "energy": asdict(last.energy)
+            | {
                 name: sum(getattr(report.energy, name) for report in reports)
                 for name in ("joules", "gross_joules", "gap_seconds")
             },
@@ -240,6 +244,10 @@ def _counts(accuracy: Accuracy) -> dict[str, int]:
 
 def _progress(stage: str, fraction: float) -> None:
     _send(progress={"stage": stage, "fraction": fraction})
+
+
+def _unlearning(number: int, classes: int, progress: clue.Progress) -> None:
+    _progress("unlearning", 0.1 + 0.7 * (number + progress.fraction) / classes)
 
 
 def _fail(reason: str, error: Exception) -> NoReturn:

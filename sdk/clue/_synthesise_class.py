@@ -38,7 +38,9 @@ def synthesise_class(
     noise = torch.randn(_SEEDS, 3, _NOISE_CELLS, _NOISE_CELLS, generator=generator)
     seeds: Tensor = F.interpolate(noise, (height, width), mode="bilinear", align_corners=False)
     # The range of real pixels, so that the images stay within it.
-    black, white = ((torch.tensor(v) - torch.tensor(spec.mean)) / torch.tensor(spec.std) for v in ([0.0] * 3, [1.0] * 3))
+    black, white = (
+        (torch.tensor(v) - torch.tensor(spec.mean)) / torch.tensor(spec.std) for v in ([0.0] * 3, [1.0] * 3)
+    )
     seeds = seeds.clamp(black.view(1, 3, 1, 1), white.view(1, 3, 1, 1))
     proxies = synthesise(model, seeds, [class_index], count, steps, generator)
     return TensorDataset(proxies.images, torch.full((len(proxies.images),), class_index))

@@ -132,7 +132,9 @@ def stand_in_worker(job: JobSpec, config: AgentConfig, *_: Any) -> dict[str, Any
     }
 
 
-def live(config: AgentConfig, trust_key: dict[str, Any], envelope: bytes, out: Path, at: int, mode: str, real: bool) -> None:
+def live(
+    config: AgentConfig, trust_key: dict[str, Any], envelope: bytes, out: Path, at: int, mode: str, real: bool
+) -> None:
     """Boot, deliver one envelope, keep what comes back in ``out``, stop; unless a fault comes first."""
     from clue_protocol.keys import key_from_json
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from integration.crash_life import live
 from securesystemslib.signer import CryptoSigner
 
 from clue_agent import LiveModel
@@ -32,6 +31,7 @@ from clue_agent.vault import Vault
 from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, envelope_digest, open_message, sign_message
 from clue_protocol.keys import create_signing_key, key_to_json, load_signing_key
 from clue_protocol.v1 import forget_pb2 as pb
+from integration.crash_life import live
 
 KILLS = 200
 REAL_WORKER_KILLS = 24
@@ -55,7 +55,9 @@ def template(tmp_path_factory: pytest.TempPathFactory, bundle_dir: Path, images_
     for folder, split, count in (("samples", "train", 3), ("holdout", "test", 3)):
         for name in ("red", "green", "blue", "stripes"):
             (home / folder / name).mkdir(parents=True)
-            for path in sorted((images_root / split / name).iterdir())[: count if folder == "holdout" or name == "red" else 0]:
+            for path in sorted((images_root / split / name).iterdir())[
+                : count if folder == "holdout" or name == "red" else 0
+            ]:
                 shutil.copy(path, home / folder / name)
     create_signing_key(home / "receipt-key.pem")
     config = configured(home)
@@ -116,7 +118,12 @@ def serving(home: Path) -> Iterator[list[str]]:
 
 def life(template: Template, home: Path, at: int, mode: str, real: bool, kill_after: float | None = None) -> int:
     """One life of the agent; its exit code (-9 for a kill)."""
-    arguments = (configured(home), key_to_json(_OPERATOR.public_key), template.envelope, home.parent / f"{home.name}.out")
+    arguments = (
+        configured(home),
+        key_to_json(_OPERATOR.public_key),
+        template.envelope,
+        home.parent / f"{home.name}.out",
+    )
     process = _CONTEXT.Process(target=live, args=(*arguments, at, mode, real))
     process.start()
     if kill_after is not None:
@@ -142,9 +149,7 @@ def check(template: Template, home: Path, wrong: list[str]) -> None:
     """One receipt, one effect, and nothing left of the class."""
     got = receipts_of(home)
     assert len(set(got)) == 1, f"{len(set(got))} different receipts"
-    receipt = open_message(
-        got[0], RECEIPT_TYPE, pb.Receipt, [load_signing_key(home / "receipt-key.pem").public_key]
-    )
+    receipt = open_message(got[0], RECEIPT_TYPE, pb.Receipt, [load_signing_key(home / "receipt-key.pem").public_key])
     assert receipt.outcome == pb.OUTCOME_SUCCEEDED, receipt.detail
     config = configured(home)
     ring = KeyRing(config.keys)
@@ -166,7 +171,7 @@ def check(template: Template, home: Path, wrong: list[str]) -> None:
     job = journal.get(envelope_digest(template.envelope))
     journal.close()
     assert job is not None
-    assert list(job.steps) and set(job.steps) == set(STEPS)
+    assert set(job.steps) == set(STEPS)
     assert wrong == []
 
 
@@ -198,7 +203,7 @@ def test_two_hundred_power_cuts(template: Template, tmp_path: Path) -> None:
     assert changes > 60
     assert writes > 10
 
-    rng = random.Random(7)
+    rng = random.Random(7)  # noqa: S311
     spots = [("after", at) for at in range(1, changes + 1)] + [("before", at) for at in range(1, changes + 1)]
     spots = [("half", at) for at in range(1, writes + 1)] + rng.sample(spots, len(spots))
     plain = spots[: KILLS - REAL_WORKER_KILLS]
@@ -209,7 +214,8 @@ def test_two_hundred_power_cuts(template: Template, tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(cut, template, tmp_path, n, *spot) for n, spot in enumerate(plan)]
         problems = [job.result() for job in jobs]
+    seconds = time.monotonic() - started
     bad = [problem for problem in problems if problem]
-    print(f"{len(plan)} power cuts, {changes} changes, {writes} writes, {len(bad)} bad, {time.monotonic() - started:.0f} s")
+    print(f"{len(plan)} power cuts, {changes} changes, {writes} writes, {len(bad)} bad, {seconds:.0f} s")
     assert len(plan) >= KILLS or len(plan) == len(spots) + REAL_WORKER_KILLS
     assert not bad, "\n".join(bad[:10])

@@ -24,13 +24,13 @@ from clue_agent import worker as worker_module
 from clue_agent.agent import Agent
 from clue_agent.config import AgentConfig, WorkConfig
 from clue_agent.errors import AgentError, JobFailedError, StoreError
+from clue_agent.guard import Attempt, judge, next_attempt, upper_bound
 from clue_agent.job import JobSpec, run_worker
 from clue_agent.journal import EVALUATED, STEPS, Journal
 from clue_agent.limits import LimitsConfig
-from clue_agent.sealed import KeyRing
-from clue_agent.guard import Attempt, judge, next_attempt, upper_bound
-from clue_agent.store import CANDIDATE, ModelStore
 from clue_agent.retention import VaultLimits
+from clue_agent.sealed import KeyRing
+from clue_agent.store import CANDIDATE, ModelStore
 from clue_agent.vault import Vault
 from clue_protocol.documents import Trust
 from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, envelope_digest, open_message, sign_message
@@ -755,7 +755,9 @@ def test_a_new_base_model_forgets_before_it_goes_live(device: Device, bundle_dir
     assert {p.name for p in agent.store.root.iterdir()} == {"a", "b", "current"}
 
 
-def test_a_base_model_with_nothing_to_forget_goes_live_as_it_is(device: Device, bundle: clue.ModelBundle, tmp_path: Path) -> None:
+def test_a_base_model_with_nothing_to_forget_goes_live_as_it_is(
+    device: Device, bundle: clue.ModelBundle, tmp_path: Path
+) -> None:
     fresh = tmp_path / "fresh"
     clue.save_bundle(fresh, bundle.model, dataclasses.replace(bundle.spec, std=(0.3, 0.3, 0.3)))
     agent = device.boot()

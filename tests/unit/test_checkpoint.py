@@ -1,6 +1,5 @@
 """Checkpoints: a run that was cut off anywhere ends in the model of a run that was not."""
 
-import os
 import random
 import signal
 import subprocess
@@ -87,7 +86,7 @@ def test_resuming_at_every_save_gives_the_same_model(case):
         assert resumed.report.warnings == expected.report.warnings
         assert_same(resumed, expected)
         fractions.append(resumed.report.resumed_at)
-    assert 0 < fractions[0]
+    assert fractions[0] > 0
     assert fractions == sorted(set(fractions))
     assert fractions[-1] <= 1
 
@@ -329,7 +328,7 @@ def test_files_are_private_and_replaced_whole(tmp_path):
     checkpoint.save(b"one")
     checkpoint.save(b"two")
     assert checkpoint.load() == b"two"
-    assert os.listdir(tmp_path) == ["c"]
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
     assert (tmp_path / "c").stat().st_mode & 0o777 == 0o600
     checkpoint.delete()
     checkpoint.delete()

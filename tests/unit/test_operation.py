@@ -74,7 +74,10 @@ def config(tmp_path: Path) -> AgentConfig:
     config.supernode_key.chmod(0o600)
     with closing(sqlite3.connect(config.journal, isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode=WAL")
-        db.execute("CREATE TABLE job (digest BLOB PRIMARY KEY, received_at REAL NOT NULL, receipt BLOB) STRICT")
+        db.execute(
+            "CREATE TABLE job (digest BLOB PRIMARY KEY, received_at REAL NOT NULL, receipt BLOB, "
+            "kind TEXT NOT NULL DEFAULT 'forget') STRICT"
+        )
         for number, (outcome, measured) in enumerate(
             ((pb.OUTCOME_SUCCEEDED, True), (pb.OUTCOME_FAILED, False), (pb.OUTCOME_SUCCEEDED, False))
         ):
@@ -87,8 +90,11 @@ def config(tmp_path: Path) -> AgentConfig:
                 receipt.energy.CopyFrom(pb.Energy(joules=42.5, source="pmic"))
                 receipt.unlearning_seconds = 7.5
             signed = sign_message(receipt, RECEIPT_TYPE, [signer])
-            db.execute("INSERT INTO job VALUES (?, ?, ?)", (bytes([number]), float(number), signed))
-        db.execute("INSERT INTO job VALUES (x'99', 9.0, NULL)")
+            db.execute(
+                "INSERT INTO job (digest, received_at, receipt) VALUES (?, ?, ?)",
+                (bytes([number]), float(number), signed),
+            )
+        db.execute("INSERT INTO job (digest, received_at, receipt) VALUES (x'99', 9.0, NULL)")
     return config
 
 
