@@ -11,12 +11,13 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 
-from clue_agent import execution
+from clue_agent import execution, intake
 from clue_agent.agent import Agent
 from clue_agent.config import AgentConfig
 from clue_agent.job import JobSpec
@@ -24,7 +25,7 @@ from clue_agent.journal import Journal
 from clue_agent.sealed import KeyRing
 from clue_agent.store import CANDIDATE, ModelStore
 from clue_protocol.documents import Trust
-from clue_protocol.keys import load_signing_key
+from clue_protocol.keys import key_from_json, load_signing_key
 
 _CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "symlink", "chmod", "fchmod")
 
@@ -132,14 +133,24 @@ def stand_in_worker(job: JobSpec, config: AgentConfig, *_: Any) -> dict[str, Any
     }
 
 
+class _Clock1970(datetime):
+    """What a device without a real-time clock thinks before it has heard the time."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> "datetime":
+        return datetime.fromtimestamp(time.time(), tz)
+
+
 def live(
     config: AgentConfig, trust_key: dict[str, Any], envelope: bytes, out: Path, at: int, mode: str, real: bool
 ) -> None:
     """Boot, deliver one envelope, keep what comes back in ``out``, stop; unless a fault comes first."""
-    from clue_protocol.keys import key_from_json
-
     if not real:
         execution.run_worker = stand_in_worker  # type: ignore[assignment]
+    if mode == "1970":
+        beginning = time.time()
+        time.time = lambda real=time.time: real() - beginning  # type: ignore[assignment]
+        intake.datetime = _Clock1970  # type: ignore[attr-defined]
     faults = Faults(at, mode)
     faults.install()
     journal = Journal(config.journal)
