@@ -58,12 +58,20 @@ def run(config: AgentConfig, ready: threading.Event | None = None, once: Once | 
         notifier.ready()
         if once is not None:
             once.start(lambda: len(journal.unfinished()), node.last_activity, stopping)
-        wait(notifier, stopping, healthy=lambda: bool(agent.status().device_id), status=lambda: _held(agent) or "idle")
+        wait(notifier, stopping, healthy=lambda: bool(agent.status().device_id), status=lambda: _line(agent))
         log.info("stopping")
 
 
 def _held(agent: Agent) -> str:
     return str(getattr(agent.status(), "held", ""))
+
+
+def _line(agent: Agent) -> str:
+    """What ``systemctl status`` shows."""
+    now = agent.status()
+    if held := _held(agent):
+        return f"held: {held}"
+    return f"{now.progress.stage or 'working'} on {now.active_request_id}" if now.active_request_id else "idle"
 
 
 def _remove_socket(socket: Path, home: Path) -> None:
