@@ -88,6 +88,11 @@ class Agent:
             self._thread.join(15)
 
     @property
+    def alive(self) -> bool:
+        """True while the thread that works is there."""
+        return self._thread.is_alive()
+
+    @property
     def idle(self) -> bool:
         """True if nothing is being worked on and nothing waits."""
         return self._active is None and not self._journal.unfinished()

@@ -58,12 +58,17 @@ def run(config: AgentConfig, ready: threading.Event | None = None, once: Once | 
         notifier.ready()
         if once is not None:
             once.start(lambda: len(journal.unfinished()), node.last_activity, stopping)
-        wait(notifier, stopping, healthy=lambda: bool(agent.status().device_id), status=lambda: _line(agent))
+        wait(
+            notifier,
+            stopping,
+            healthy=lambda: agent.alive and bool(agent.status().device_id),
+            status=lambda: _line(agent),
+        )
         log.info("stopping")
 
 
 def _held(agent: Agent) -> str:
-    return str(getattr(agent.status(), "held", ""))
+    return agent.status().held
 
 
 def _line(agent: Agent) -> str:

@@ -103,7 +103,9 @@ def run_worker(
         known = failure["reason"] in pb.Reason.DESCRIPTOR.values_by_name
         reason = pb.Reason.Value(failure["reason"]) if known else pb.REASON_WORKER_FAILED
         raise JobFailedError(reason, failure["detail"])
-    raise JobFailedError(pb.REASON_WORKER_FAILED, ended.detail)
+    # Where even its imports do not fit, Python says so on stderr.
+    memory = any(sign in ended.detail for sign in ("MemoryError", "annot allocate memory"))
+    raise JobFailedError(pb.REASON_OUT_OF_MEMORY if memory else pb.REASON_WORKER_FAILED, ended.detail)
 
 
 _FULL = (28, 122)  # ENOSPC, EDQUOT
