@@ -29,7 +29,7 @@ class Child:
         log_path: file for its stderr.
         on_line: called with each line of stdout by :meth:`read` and :meth:`end`.
         nice: added to this process's niceness.
-        memory: bytes; RLIMIT_DATA is a little below, so that a failing allocation comes before the end.
+        data: RLIMIT_DATA in bytes: allocations beyond it fail, touched or not.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Child:
         on_line: Callable[[bytes], None],
         *,
         nice: int,
-        memory: int,
+        data: int,
     ) -> None:
         self._lines = _Lines(on_line)
         self._launched = self._paused = False
@@ -51,7 +51,7 @@ class Child:
             self._ready, ready = os.pipe()
             cleanup.callback(os.close, self._ready)
             try:
-                launch = [str(os.getpid()), str(ready), str(nice), str(memory - memory // 16), *command]
+                launch = [str(os.getpid()), str(ready), str(nice), str(data), *command]
                 self._process = spawn(
                     [sys.executable, "-I", "-S", str(_LAUNCH), *launch],
                     environment,

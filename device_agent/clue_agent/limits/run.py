@@ -22,6 +22,7 @@ _CHECK_EVERY = 0.25
 _FAMILY_EVERY = 1.0
 _WATCH_EVERY = 2.0
 _CPU_PERIOD = 1.0
+_NEVER_TOUCHED = 192 << 20
 _MOST_LOG_BYTES = 4 << 20
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -139,7 +140,9 @@ class _Run:
         memory = self._limits.memory_mib << 20 or available_bytes() * 3 // 4
         oom_kills = kernel_oom_kills()
         variables = dict.fromkeys(_THREAD_VARIABLES, str(threads))
-        with Child(command, {**environment, **variables}, log_path, on_line, nice=nice, memory=memory) as child:
+        with Child(
+            command, {**environment, **variables}, log_path, on_line, nice=nice, data=_data_limit(memory)
+        ) as child:
             try:
                 self._supervise(child, memory)
                 stopped = None
@@ -223,6 +226,16 @@ class _Run:
             spent = f"ended with code {code} {spent}"
         last = last_line(log_path) if code else ""
         return f"{spent}: {last}" if last else spent
+
+
+def _data_limit(memory: int) -> int:
+    """RLIMIT_DATA for a process that may hold ``memory`` bytes.
+
+    It counts what is allocated rather than what is used; torch allocates a hundred MiB that it never touches,
+    and where a limit makes that fail, its libraries crash or blame the images. So it is set where only a program
+    gone wild gets: what it stops is one allocation that would take the device down between two looks.
+    """
+    return memory + memory // 4 + _NEVER_TOUCHED
 
 
 def _mib(count: int) -> int:
