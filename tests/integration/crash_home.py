@@ -87,7 +87,7 @@ def configured(home: Path) -> AgentConfig:
 def serving(home: Path) -> Iterator[list[str]]:
     """An app that predicts all the while; yields what went wrong."""
     wrong: list[str] = []
-    stop = threading.Event()
+    stop, ready = threading.Event(), threading.Event()
     frame = torch.zeros(3, 8, 8, dtype=torch.uint8)
 
     def loop() -> None:
@@ -95,15 +95,19 @@ def serving(home: Path) -> Iterator[list[str]]:
             with LiveModel(home, check_every=0.01) as app:
                 while not stop.wait(0.005):
                     answer = app.predict(frame)
+                    ready.set()
                     forgotten = app.forgotten
                     # Of the model that answered: another may have come in between.
                     if answer.model_digest == app.digest and answer.label in forgotten:
                         wrong.append(f"answered {answer.label!r}, which is forgotten")
         except BaseException as error:
             wrong.append(repr(error))
+        finally:
+            ready.set()
 
     thread = threading.Thread(target=loop)
     thread.start()
+    assert ready.wait(60)
     try:
         yield wrong
     finally:
