@@ -128,14 +128,13 @@ def decode(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
         text, digest = metadata["clue"], metadata["sha256"]
     except (struct.error, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpointError(f"it cannot be read: {' '.join(str(error).split())}") from None
-    # Tensors inside a larger buffer may lie at odd addresses, where matrix products can round differently.
-    tensors = {name: tensors[name].clone() for name in list(tensors)}
     if _digest(text, tensors) != digest:
         raise DamagedCheckpointError("its digest is wrong")
     header = json.loads(text)
     if header.get("format") != FORMAT:
         raise DamagedCheckpointError(f"its format is {header.get('format')}, not {FORMAT}")
-    return header, tensors
+    # Tensors inside a larger buffer may lie at odd addresses, where matrix products can round differently.
+    return header, {name: tensors.pop(name).clone() for name in list(tensors)}
 
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:

@@ -23,7 +23,7 @@ from clue.methods._replay import Cut
 from clue.methods._resumption import numbered
 from clue.methods._sgd import clear_gradients, sgd_step
 from clue.methods._sources import ForgetActivations, Held
-from clue.methods._synthesis import Proxies, synthesise
+from clue.methods._synthesis import Begun, Proxies, synthesise
 
 if TYPE_CHECKING:
     from clue.methods.clue_plus import CluePlusHyperparameters
@@ -37,6 +37,8 @@ _WARM_UP = 0.1
 # Proxies in all: of a thousand classes only those have some that the forget images resemble.
 _MOST_PROXIES = 400
 _SEEDS = 256
+# Share of the work that making them is taken for where a checkpoint says how far it is.
+_PROXY_WORK = 0.5
 
 
 @dataclass
@@ -148,7 +150,13 @@ class Eraser:
             **{"bank.features": bank.features, "bank.weights": bank.weights, "retained": retained},
             **{"common": directions[0], "by_class": directions[1]},
         }
-        self._job.resumption.save(self._job, at.step / self._hp.steps, tensors, asdict(at))
+        done = _PROXY_WORK + (1 - _PROXY_WORK) * at.step / self._hp.steps
+        self._job.resumption.save(self._job, done, tensors, asdict(at))
+
+    def _save_proxies(self, begun: Begun) -> None:
+        if self._job.resumption.due():
+            done = _PROXY_WORK * begun.count / len(begun.asked)
+            self._job.resumption.save(self._job, done, begun.tensors(), {})
 
     def _losses(
         self,
@@ -203,7 +211,7 @@ class Eraser:
         if len(candidates) * per_class > _MOST_PROXIES:
             per_class = max(1, _MOST_PROXIES // len(candidates))
             candidates = self._resembling(seeds, candidates, _MOST_PROXIES // per_class)
-        made = synthesise(job.student, seeds, candidates, per_class, hp.proxy_steps, job.generator)
+        made = self._synthesise(seeds, candidates, per_class)
         # A row that was erased before points against the mean feature of everything else.
         mean_feature = torch.cat([self._features(piece) for piece in made.images.split(_BATCH)]).mean(0)
         erased = set(silent_rows(self._head, mean_feature)) - {job.forget_class}
@@ -214,6 +222,18 @@ class Eraser:
         present = set(labels.tolist())
         self._absent = [index for index in range(classes) if index not in present]
         return Proxies(made.images[known], labels)
+
+    def _synthesise(self, seeds: Tensor, candidates: list[int], per_class: int) -> Proxies:
+        """Proxies of the candidates, or those that a checkpoint holds: to make them takes half of the time."""
+        job, steps = self._job, self._hp.proxy_steps
+        saved = job.resumption.restore(job, "proxies")
+        if saved is not None and saved.finished:
+            return Begun.of(saved.tensors).proxies()
+        begun = None if saved is None else Begun.of(saved.tensors)
+        watch = self._save_proxies
+        made = synthesise(job.student, seeds, candidates, per_class, steps, job.generator, begun=begun, watch=watch)
+        job.resumption.keep(job, {"asked": made.labels, "images": made.images, "labels": made.labels})
+        return made
 
     @torch.no_grad()
     def _resembling(self, seeds: Tensor, candidates: list[int], count: int) -> list[int]:

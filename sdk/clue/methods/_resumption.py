@@ -4,7 +4,8 @@ A loop calls :meth:`Resumption.restore` once, before its first update, and draws
 set through :meth:`Resumption.walk`. After an update it asks :meth:`Resumption.due`, and hands what it
 keeps in local variables to :meth:`Resumption.save`. The student, the generators, the records and the place in
 the pass are seen to here. What a method computes before its loop, from the original model and the forget
-images, is computed anew: it comes out the same.
+images, is computed anew: it comes out the same. Where that is dear, the part is a loop of its own, which hands its
+results to :meth:`Resumption.keep`.
 """
 
 import json
@@ -44,10 +45,14 @@ _SHARE = 100
 
 @dataclass(frozen=True)
 class Saved:
-    """What a loop had kept: its own tensors, on the job's device, and its own numbers."""
+    """What a loop had kept: its own tensors, on the job's device, and its own numbers.
+
+    Where it had ended, ``finished`` is true and the tensors are its results.
+    """
 
     tensors: dict[str, Tensor]
     numbers: dict[str, Any]
+    finished: bool = False
 
     def sequence(self, name: str, count: int) -> list[Tensor | None]:
         """The tensors that :func:`numbered` named, None where it had none."""
@@ -96,6 +101,7 @@ class Resumption:
         self._identity: dict[str, Any] = json.loads(json.dumps(identity or {}, default=repr))
         self._found: tuple[dict[str, Any], dict[str, Tensor]] | None = None
         self._loops: list[str] = []
+        self._kept: dict[str, Tensor] = {}
         self._pass_start: States = {}
         self.resumed_at = 0.0
         self.warnings: list[str] = []
@@ -108,12 +114,14 @@ class Resumption:
 
         Args:
             job: its student must be as the loop would begin with.
-            loop: name of the loop; the number of its calls in this job is kept with it.
+            loop: name of the loop; a job may have several, one after the other.
         """
         self._loops.append(loop)
-        if self._found is None or self._found[0]["loops"] != self._loops:
+        if self._found is None or self._found[0]["loops"][: len(self._loops)] != self._loops:
             return None
         header, tensors = self._found
+        if header["loops"] != self._loops:
+            return self._finished(job, tensors)
         self._found = None
         job.restore(header["epochs"], header["samples"])
         with torch.no_grad():
@@ -121,10 +129,28 @@ class Resumption:
                 if f"student.{name}" in tensors:
                     tensor.copy_(tensors[f"student.{name}"])
         self._pass_start = _under("pass.", tensors)
-        _set_states(job, _under("now.", tensors), header["gauss"])
+        _set_states(job, _under("now.", tensors))
         self.resumed_at = float(header["fraction"])
         own = {name: tensor.to(job.device) for name, tensor in _under("loop.", tensors).items()}
         return Saved(own, header["numbers"])
+
+    def keep(self, job: "ForgetJob", results: dict[str, Tensor]) -> None:
+        """The loop has ended: every later checkpoint of the job holds its results."""
+        if self._checkpoint is not None:
+            self._kept |= _named(self._done, _named("now.", _states(job)) | _named("loop.", results))
+
+    def _finished(self, job: "ForgetJob", tensors: dict[str, Tensor]) -> Saved | None:
+        """What the loop handed to :meth:`keep`, the generators as they were then; None if it kept nothing."""
+        results = _under(self._done, tensors)
+        if not results:
+            return None
+        self._kept |= _named(self._done, results)
+        _set_states(job, _under("now.", results))
+        return Saved({name: t.to(job.device) for name, t in _under("loop.", results).items()}, {}, finished=True)
+
+    @property
+    def _done(self) -> str:
+        return f"done.{len(self._loops)}."
 
     def walk(self, job: "ForgetJob", items: Iterator[T], done: int) -> Iterator[T]:
         """One pass: ``items`` less the first ``done``, which the checkpoint has seen.
@@ -133,12 +159,12 @@ class Resumption:
         then, and after that the generators are put where they were when the checkpoint was written.
         """
         if self._checkpoint is not None:
-            now, gauss = _states(job)
+            now = _states(job)
             if done:
-                _set_states(job, self._pass_start, None)
+                _set_states(job, self._pass_start)
                 for _ in islice(items, done):
                     pass
-                _set_states(job, now, gauss)
+                _set_states(job, now)
             else:
                 self._pass_start = now
         yield from items
@@ -159,7 +185,6 @@ class Resumption:
         if self._checkpoint is None:
             return
         started = time.monotonic()
-        now, gauss = _states(job)
         header = {
             "format": FORMAT,
             "identity": self._identity,
@@ -167,13 +192,13 @@ class Resumption:
             "fraction": fraction,
             "samples": job.samples,
             "epochs": [asdict(record) for record in job.epochs],
-            "gauss": gauss,
             "numbers": numbers,
         }
         everything = {
             **_named("student.", _changed(job)),
             **_named("pass.", self._pass_start),
-            **_named("now.", now),
+            **_named("now.", _states(job)),
+            **self._kept,
             **_named("loop.", tensors),
         }
         try:
@@ -245,16 +270,17 @@ def _generators(job: "ForgetJob") -> dict[str, torch.Generator]:
     return found
 
 
-def _states(job: "ForgetJob") -> tuple[States, float | None]:
-    """The generators' states, and Python's half-used Gaussian draw."""
+def _states(job: "ForgetJob") -> States:
+    """The states of torch's generators and of Python's, which may hold the second half of a Gaussian draw."""
     states = {name: generator.get_state() for name, generator in _generators(job).items()}
     _, words, gauss = random.getstate()
-    return states | {"python": torch.tensor(words, dtype=torch.int64)}, gauss
+    states["python"] = torch.tensor(words, dtype=torch.int64)
+    states["python_gauss"] = torch.tensor([] if gauss is None else [gauss], dtype=torch.float64)
+    return states
 
 
-def _set_states(job: "ForgetJob", states: States, gauss: float | None) -> None:
+def _set_states(job: "ForgetJob", states: States) -> None:
     for name, generator in _generators(job).items():
-        if name in states:
-            generator.set_state(states[name])
-    if "python" in states:
-        random.setstate((3, tuple(states["python"].tolist()), gauss))
+        generator.set_state(states[name])
+    gauss = states["python_gauss"].tolist()
+    random.setstate((3, tuple(states["python"].tolist()), gauss[0] if gauss else None))
