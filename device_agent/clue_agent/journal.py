@@ -280,6 +280,8 @@ class Journal:
 
     def _refill_reserve(self) -> None:
         """Best effort: without it the agent works, but a full disk leaves it less room."""
+        if self.path.name == ":memory:":
+            return
         with suppress(OSError):
             if not self._reserve.exists():
                 temporary = self._reserve.with_suffix(".new")
