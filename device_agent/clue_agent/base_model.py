@@ -80,12 +80,12 @@ class BaseModels:
         fresh = m.journal.get(job.digest)
         assert fresh is not None  # noqa: S101
         digest = fresh.steps[EVALUATED]["model_digest"]
-        if SWAPPED not in fresh.steps:
-            if not m.store.promote(digest):
-                m.journal.withdraw(job.digest)
-                return
-            m.journal.record(job.digest, SWAPPED, {"model_digest": digest}, time.time())
-        m.eraser.erase_old_model(pb.Erasure())
+        # Also when it was switched to before a crash: the repair at the start may have gone back to the old one.
+        if not m.store.promote(digest):
+            m.journal.withdraw(job.digest)
+            return
+        m.journal.record(job.digest, SWAPPED, {"model_digest": digest}, time.time())
+        m.eraser.erase_old_model()
         self._clean_up(job)
         log.info("%s is live as %s", job.request_id, digest[:12])
         m.journal.finish(job.digest, json.dumps({"live": True, "model_digest": digest}).encode(), time.time())

@@ -62,13 +62,12 @@ class Eraser:
         erasure.detail = detail
         return erasure
 
-    def erase_old_model(self, erasure: pb.Erasure) -> None:
+    def erase_old_model(self) -> None:
         """Destroy the key of the model that was in use before; the new one gets a second copy in its place."""
         digest = self._store.spec()[1]
         other = self._store.other_slot()
         if not self._store.is_whole(other, digest):
             self._store.erase(other)
-        erasure.old_model = True
         try:
             self._store.mirror()
         except (OSError, StoreError) as error:

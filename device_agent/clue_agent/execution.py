@@ -250,22 +250,24 @@ class Execution:
     # After the model was judged
 
     def _complete(self) -> pb.Receipt | None:
-        """From ``evaluated`` to ``receipted``; None if the candidate rotted before it was in use."""
+        """From ``evaluated`` to ``receipted``; None if the new model rotted before the old one was destroyed."""
         job, m = self._job, self._m
         current = m.journal.get(job.digest)
         assert current is not None  # noqa: S101
         data = current.steps[EVALUATED]
         receipt = pb.Receipt.FromString(base64.b64decode(data["receipt"]))
-        if SWAPPED not in current.steps:
+        if ERASED not in current.steps:
+            # Also when it was switched to before a crash: the repair at the start may have gone back to the old one.
             if not m.store.promote(data["model_digest"]):
                 log.error("request %s: the new model is damaged; unlearning again", job.request_id)
                 m.journal.withdraw(job.digest)
                 return None
             m.journal.record(job.digest, SWAPPED, {"model_digest": data["model_digest"]}, time.time())
-        if ERASED not in current.steps:
             m.eraser.remember(receipt)
+            # The images last: without them the work could not be done again.
+            m.eraser.erase_old_model()
             erasure = m.eraser.erase_images(receipt.forget_class, data["samples"])
-            m.eraser.erase_old_model(erasure)
+            erasure.old_model = True
             m.eraser.clean_up(job.digest)
             m.journal.record(
                 job.digest, ERASED, {"erasure": base64.b64encode(erasure.SerializeToString()).decode()}, time.time()

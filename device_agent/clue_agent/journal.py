@@ -226,9 +226,9 @@ class Journal:
             return dict(json.loads(row[0]))
 
     def withdraw(self, digest: bytes) -> None:
-        """The evaluated model turned out damaged before it was in use: work on the request again."""
+        """The evaluated model turned out damaged before its switch was complete: work on the request again."""
         with self._write() as db:
-            db.execute("DELETE FROM step WHERE digest = ? AND name = 'evaluated'", (digest,))
+            db.execute("DELETE FROM step WHERE digest = ? AND name IN ('evaluated', 'swapped')", (digest,))
 
     def finish(self, digest: bytes, receipt: bytes, now: float) -> bytes:
         """Record the receipt of a job and return the one that stands."""

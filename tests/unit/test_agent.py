@@ -779,3 +779,39 @@ def test_a_damaged_list_of_forgotten_classes_is_never_taken_for_empty(device: De
     (device.config.home / "forgotten.json").write_text("[{]")
     with pytest.raises(AgentError, match="forgotten classes"):
         device.boot()
+
+
+# What a crash leaves between the switch and the receipt
+
+
+def test_a_new_model_that_rots_right_after_the_switch_is_made_again(
+    device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = device.boot(start=False)
+    agent.deliver(envelope(), "r-1", 0)
+    monkeypatch.setattr(agent._machinery.eraser, "remember", die)
+    with pytest.raises(PowerCutError):
+        agent._carry_out(device.journal.unfinished()[0])
+    rot(device, agent.store.current_slot())  # the repair goes back to the model that knows the class
+    again = device.boot()
+    receipt = deliver(again, envelope_again(device))
+    assert receipt.outcome == pb.OUTCOME_SUCCEEDED
+    assert receipt.model_digest_after == device.digest
+    assert again.status().forgotten == ["red"]
+    assert len(worker.jobs) == 2
+
+
+def test_no_image_is_erased_while_the_old_model_is_there(
+    device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = device.boot(start=False)
+    agent.deliver(envelope(), "r-1", 0)
+    before = device.digest
+    monkeypatch.setattr(agent._machinery.eraser, "erase_images", die)
+    with pytest.raises(PowerCutError):
+        agent._carry_out(device.journal.unfinished()[0])
+    rot(device, agent.store.current_slot())
+    again = device.boot()
+    assert again.status().forgotten == ["red"]
+    assert before != device.digest
+    assert deliver(again, envelope_again(device)).outcome == pb.OUTCOME_SUCCEEDED
