@@ -46,7 +46,7 @@ class BaseModels:
             raw, weights = (bundle / SPEC_FILE).read_bytes(), (bundle / WEIGHTS_FILE).read_bytes()
         except BundleError as error:
             raise AgentError(str(error)) from None
-        to_forget = [name for name in self._m.forgotten.entries() if name in spec.classes]
+        to_forget = [name for name in self._forgotten() if name in spec.classes]
         key = self._digest(digest)
         waiting = [job for job in self._m.journal.unfinished() if job.kind == MODEL_JOB and job.digest != key]
         if waiting:
@@ -95,7 +95,7 @@ class BaseModels:
         m = self._m
         incoming = m.store.read(INCOMING)
         # Looked up now: another class may have been forgotten since the model came.
-        names = [n for n in m.forgotten.entries() if n in incoming.spec.classes and n not in incoming.spec.forgotten]
+        names = [n for n in self._forgotten() if n in incoming.spec.classes and n not in incoming.spec.forgotten]
         if not names:
             text = (m.store.slot(INCOMING) / SPEC_FILE).read_bytes()
             m.store.write(CANDIDATE, text, incoming.weights)
@@ -126,6 +126,14 @@ class BaseModels:
                 f"max_update_ra_drop = {100 * m.config.max_update_ra_drop:.1f}",
             )
         return m.store.spec(CANDIDATE)[1]
+
+    def _forgotten(self) -> list[str]:
+        """The classes on the list, and those that only the model in use knows of (the journal was lost)."""
+        try:
+            in_use = self._m.store.spec()[0].forgotten
+        except StoreError:
+            in_use = ()
+        return list(dict.fromkeys((*self._m.forgotten.entries(), *in_use)))
 
     def _clean_up(self, job: Job) -> None:
         self._m.store.erase(INCOMING)

@@ -92,6 +92,8 @@ class Execution:
                 self._m.stop.wait(2.0 * attempts)
                 return None
             receipt.outcome = pb.OUTCOME_FAILED
+            receipt.model_digest_after = receipt.model_digest_before
+            receipt.ClearField("samples_commitment")
             receipt.reason = pb.Reason.ValueType(error.reason)
             receipt.detail = receipts.one_line(error.detail)
         self._m.eraser.clean_up(self._job.digest)
@@ -155,14 +157,20 @@ class Execution:
 
     def _already_forgotten(self, receipt: pb.Receipt, name: str) -> pb.Receipt:
         """Its images are gone, so what was measured when it was forgotten is what there is to say."""
+        eraser = self._m.eraser
         entry = self._m.forgotten.entries().get(name)
         if entry is not None:
             receipt.ua_after.CopyFrom(pb.Accuracy(correct=entry.ua_correct, samples=entry.ua_samples))
             receipt.method = entry.method
+        else:
+            # A journal that was lost after the switch took the rest of the job with it.
+            eraser.remember(receipt)
+        eraser.erase_old_model()
         receipt.outcome = pb.OUTCOME_SUCCEEDED
         receipt.detail = f"{name!r} was forgotten earlier; nothing had to change"
         # Images that came since are of no use to anyone.
-        receipt.erasure.CopyFrom(self._m.eraser.erase_images(name, self._m.eraser.count(name)))
+        receipt.erasure.CopyFrom(eraser.erase_images(name, eraser.count(name)))
+        eraser.clean_up(self._job.digest)
         return self._finish(receipt)
 
     def _take_in_images(self) -> None:

@@ -488,6 +488,8 @@ def test_a_new_model_that_is_not_whole_is_never_used(device: Device, worker: Fak
     assert (receipt.outcome, receipt.reason) == (pb.OUTCOME_FAILED, pb.REASON_WORKER_FAILED)
     assert "damaged" in receipt.detail
     assert len(worker.jobs) == 3
+    assert receipt.model_digest_after == device.digest
+    assert not receipt.samples_commitment
     assert device.model() == before
 
 
@@ -815,3 +817,43 @@ def test_no_image_is_erased_while_the_old_model_is_there(
     assert again.status().forgotten == ["red"]
     assert before != device.digest
     assert deliver(again, envelope_again(device)).outcome == pb.OUTCOME_SUCCEEDED
+
+
+def test_a_journal_that_is_lost_after_the_switch_loses_nothing_else(
+    device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
+) -> None:
+    agent = device.boot(start=False)
+    agent.deliver(envelope(), "r-1", 0)
+    before = device.digest
+    monkeypatch.setattr(agent._machinery.eraser, "remember", die)
+    with pytest.raises(PowerCutError):
+        agent._carry_out(device.journal.unfinished()[0])
+    data = envelope_again(device)
+    device.shut_down()
+    device.config.journal.write_bytes(b"rot" * 1000)
+    again = device.boot()
+    assert list(again.update_model(bundle_dir).to_forget) == ["red"]
+    wait_until(lambda: again.idle)
+    assert again.status().forgotten == ["red"]
+
+    assert deliver(again, data).outcome == pb.OUTCOME_SUCCEEDED
+    assert list(again.forgotten.entries()) == ["red"]
+    assert {again.store.read(slot).digest for slot in "ab"} == {device.digest} != {before}
+
+
+def test_a_class_that_is_found_forgotten_leaves_no_old_model(
+    device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = device.boot(start=False)
+    agent.deliver(envelope(), "r-1", 0)
+    monkeypatch.setattr(agent._machinery.eraser, "remember", die)
+    with pytest.raises(PowerCutError):
+        agent._carry_out(device.journal.unfinished()[0])
+    data = envelope_again(device)
+    device.shut_down()
+    device.config.journal.write_bytes(b"rot" * 1000)
+    again = device.boot()
+    assert "forgotten earlier" in deliver(again, data).detail
+    assert list(again.forgotten.entries()) == ["red"]
+    assert {again.store.read(slot).digest for slot in "ab"} == {device.digest}
+    assert len([name for name in again.ring.names() if name.startswith("model-")]) == 2
