@@ -9,6 +9,7 @@ crash at any point goes on from the journal; the model in use stays whole all th
 import hashlib
 import json
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,9 +38,18 @@ class BaseModels:
 
     def __init__(self, machinery: "Machinery") -> None:
         self._m = machinery
+        self._lock = threading.Lock()
 
     def take_in(self, bundle: Path) -> agent_pb2.UpdateModelResponse:
         """Seal a copy of ``bundle`` and promise to bring it live; AgentError if it is no model of this device."""
+        try:
+            # There is one slot for what comes in.
+            with self._lock:
+                return self._take_in(bundle)
+        except OSError as error:
+            raise AgentError(f"cannot take {bundle} in: {error.strerror or error}") from None
+
+    def _take_in(self, bundle: Path) -> agent_pb2.UpdateModelResponse:
         try:
             spec, digest = read_spec(bundle)
             verify_weights(bundle, spec)

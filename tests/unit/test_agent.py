@@ -857,3 +857,44 @@ def test_a_class_that_is_found_forgotten_leaves_no_old_model(
     assert list(again.forgotten.entries()) == ["red"]
     assert {again.store.read(slot).digest for slot in "ab"} == {device.digest}
     assert len([name for name in again.ring.names() if name.startswith("model-")]) == 2
+
+
+def test_one_base_model_at_a_time(
+    device: Device, bundle: clue.ModelBundle, bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    clue.save_bundle(other, bundle.model, dataclasses.replace(bundle.spec, std=(0.3, 0.3, 0.3)))
+    agent = device.boot(start=False)
+    write, ends = agent.store.write, []
+
+    def slowly(*args: Any) -> None:
+        time.sleep(0.2)
+        write(*args)
+
+    def update(path: Path) -> None:
+        try:
+            ends.append(agent.update_model(path).model_digest)
+        except AgentError as error:
+            ends.append(str(error))
+
+    monkeypatch.setattr(agent.store, "write", slowly)
+    threads = [threading.Thread(target=update, args=(path,)) for path in (bundle_dir, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    [job] = device.journal.unfinished()
+    assert sum("wait until it is live" in end for end in ends) == 1
+    assert job.request_id.removeprefix("model-") == agent.store.read("incoming").digest[:12]
+
+
+def test_a_base_model_that_cannot_be_sealed_is_one_line(
+    device: Device, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    agent = device.boot(start=False)
+    monkeypatch.setattr(agent.store, "write", full)
+    with pytest.raises(AgentError, match="No space left"):
+        agent.update_model(bundle_dir)
