@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from clue_agent.config import AgentConfig
-from clue_agent.errors import StoreError
+from clue_agent.errors import StoreError, VaultError
 from clue_agent.forgotten import Forgotten, ForgottenList
 from clue_agent.inbox import erase_originals
 from clue_agent.samples import count_images
@@ -48,7 +48,11 @@ class Eraser:
         )
 
     def erase_images(self, name: str, counted: dict[str, int]) -> pb.Erasure:
-        """Destroy the keys of the class's sealed images and remove its files; ``counted`` is from before a crash."""
+        """Destroy the keys of the class's sealed images and remove its files; ``counted`` is from before a crash.
+
+        Files that cannot be removed (a folder that is mounted read-only, say) are named: waiting for them
+        would keep every later request waiting too.
+        """
         self._vault.erase(name)
         erasure = pb.Erasure(samples=counted["sealed"])
         detail = "keys overwritten and removed, sealed files removed"
@@ -56,9 +60,17 @@ class Eraser:
             if counted["originals"]:
                 detail += f"; {counted['originals']} original files kept by configuration (keep_originals)"
         else:
+            problems: list[str] = []
             for folder in self._folders():
-                erase_originals(folder, name)
-            erasure.originals = counted["originals"]
+                try:
+                    erase_originals(folder, name)
+                except (OSError, VaultError) as error:
+                    problems.append(str(error))
+            left = sum(count_images(folder, name) for folder in self._folders())
+            erasure.originals = max(0, counted["originals"] - left)
+            if problems:
+                log.error("images of %r are left: %s", name, "; ".join(problems))
+                detail += f"; {left} original files could NOT be removed: {problems[0]}"
         erasure.detail = detail
         return erasure
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 import signal
 import sys
 import threading
@@ -898,3 +899,28 @@ def test_a_base_model_that_cannot_be_sealed_is_one_line(
     monkeypatch.setattr(agent.store, "write", full)
     with pytest.raises(AgentError, match="No space left"):
         agent.update_model(bundle_dir)
+
+
+def test_originals_that_cannot_be_removed_are_named_and_block_nobody(
+    device: Device, worker: FakeWorker, tmp_path: Path
+) -> None:
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    assert device.config.holdout is not None
+    for source in device.config.samples.iterdir():
+        (samples / source.name).symlink_to(source)
+    held = Vault(device.config.vault_folder, KeyRing(device.config.keys), device.config.vault)
+    for name in ("red", "blue"):
+        held.add(name, (device.config.samples / name / "0.png").read_bytes())
+    holdout = tmp_path / "holdout"
+    shutil.copytree(device.config.holdout, holdout)
+    changes = {"samples": samples, "holdout": holdout, "keep_originals": False}
+    device.config = device.config.model_copy(update=changes)
+    agent = device.boot()
+    receipt = deliver(agent, envelope())
+    assert receipt.outcome == pb.OUTCOME_SUCCEEDED
+    assert "20 original files could NOT be removed" in receipt.erasure.detail
+    assert "symbolic link" in receipt.erasure.detail
+    assert receipt.erasure.originals == 10
+    other = envelope(request_id="r-2", forget_class="blue")
+    assert deliver(agent, other, "r-2").outcome == pb.OUTCOME_SUCCEEDED
