@@ -24,7 +24,7 @@ from clue_agent import receipts
 from clue_agent import worker as worker_module
 from clue_agent.agent import Agent
 from clue_agent.config import AgentConfig, WorkConfig
-from clue_agent.errors import AgentError, JobFailedError, StoreError
+from clue_agent.errors import AgentError, JobFailedError, JournalWriteError, StoreError
 from clue_agent.guard import Attempt, judge, next_attempt, upper_bound
 from clue_agent.job import JobSpec, run_worker
 from clue_agent.journal import EVALUATED, STEPS, Journal
@@ -924,3 +924,28 @@ def test_originals_that_cannot_be_removed_are_named_and_block_nobody(
     assert receipt.erasure.originals == 10
     other = envelope(request_id="r-2", forget_class="blue")
     assert deliver(agent, other, "r-2").outcome == pb.OUTCOME_SUCCEEDED
+
+
+def test_a_request_that_is_written_down_is_not_refused_for_a_full_disk(
+    device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise JournalWriteError("full")
+
+    agent, data = device.boot(start=False), envelope()
+    with monkeypatch.context() as patch:
+        patch.setattr(device.journal, "verify", full)
+        assert not agent.deliver(data, "r-1", 0).receipt_envelope
+    agent.start()
+    assert deliver(agent, data).outcome == pb.OUTCOME_SUCCEEDED
+
+
+def test_a_copy_that_was_written_down_only_is_dropped(device: Device, worker: FakeWorker) -> None:
+    agent, data = device.boot(start=False), envelope()
+    agent.deliver(data, "r-1", 0)
+    copy = json.dumps(json.loads(data), indent=2).encode()
+    device.journal.receive(envelope_digest(copy), "r-1", copy, 1.0)
+    agent._carry_out(device.journal.unfinished()[1])
+    [job] = device.journal.unfinished()
+    assert job.envelope == data
+    assert worker.jobs == []
