@@ -20,7 +20,7 @@ from clue_agent.config import AgentConfig
 from clue_agent.erasing import Eraser
 from clue_agent.errors import AgentError, JobFailedError, StoreError
 from clue_agent.forgotten import ForgottenList
-from clue_agent.guard import DEFAULT_METHOD, DEFAULT_TRIES, Attempt, judge, next_attempt
+from clue_agent.guard import DEFAULT_METHOD, DEFAULT_TRIES, MAX_TRIES, Attempt, judge, next_attempt
 from clue_agent.inbox import Inbox
 from clue_agent.job import JobSpec, run_worker
 from clue_agent.journal import ERASED, EVALUATED, SWAPPED, Job, Journal
@@ -195,7 +195,7 @@ class Execution:
         """Run attempts until one meets the policy; returns the guard's line. JobFailedError has every try's numbers."""
         tried: list[tuple[Attempt, bool]] = []
         failure: JobFailedError | None = None
-        for _ in range(self._request.policy.max_tries or DEFAULT_TRIES):
+        for _ in range(min(self._request.policy.max_tries or DEFAULT_TRIES, MAX_TRIES)):
             attempt = next_attempt(tried, self._request.method)
             try:
                 result = self._run(attempt, digest)

@@ -949,3 +949,10 @@ def test_a_copy_that_was_written_down_only_is_dropped(device: Device, worker: Fa
     [job] = device.journal.unfinished()
     assert job.envelope == data
     assert worker.jobs == []
+
+
+def test_no_policy_makes_it_try_for_ever(device: Device, worker: FakeWorker) -> None:
+    worker.ra_after = 0
+    receipt = deliver(device.boot(), envelope(policy=pb.Policy(max_tries=2**32 - 1)))
+    assert (receipt.outcome, receipt.reason) == (pb.OUTCOME_FAILED, pb.REASON_POLICY_NOT_MET)
+    assert len(worker.jobs) == len(receipt.tries) == 10
