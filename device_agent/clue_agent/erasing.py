@@ -95,7 +95,8 @@ class Eraser:
                 self._ring.destroy(name)
         work = self._config.home / "work"
         if work.is_dir():
-            for path in work.glob(f"{job_digest.hex()[:16]}*"):
+            # Also what a worker left that was killed while it wrote: such names begin with a dot.
+            for path in work.glob(f"*{job_digest.hex()[:16]}*"):
                 path.unlink(missing_ok=True)
 
     def _folders(self) -> list[Path]:

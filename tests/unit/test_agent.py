@@ -23,6 +23,7 @@ from clue_agent import job as job_module
 from clue_agent import receipts
 from clue_agent import worker as worker_module
 from clue_agent.agent import Agent
+from clue_agent.checkpoint import SealedCheckpoint
 from clue_agent.config import AgentConfig, WorkConfig
 from clue_agent.errors import AgentError, JobFailedError, JournalWriteError, StoreError
 from clue_agent.guard import Attempt, judge, next_attempt, upper_bound
@@ -956,3 +957,19 @@ def test_no_policy_makes_it_try_for_ever(device: Device, worker: FakeWorker) -> 
     receipt = deliver(device.boot(), envelope(policy=pb.Policy(max_tries=2**32 - 1)))
     assert (receipt.outcome, receipt.reason) == (pb.OUTCOME_FAILED, pb.REASON_POLICY_NOT_MET)
     assert len(worker.jobs) == len(receipt.tries) == 10
+
+
+def test_nothing_is_left_of_checkpoints(device: Device, worker: FakeWorker) -> None:
+    def half_written(job: JobSpec) -> None:
+        store = SealedCheckpoint(work, KeyRing(device.config.keys), f"{job.checkpoint}-0")
+        (device.config.keys / f"checkpoint-{job.checkpoint}-0").write_bytes(b"short")
+        store.save(b"activations")
+        assert store.load() == b"activations"
+        (work / f".{job.checkpoint}-0.sealed.x1y2").write_bytes(b"killed")
+
+    work = device.config.home / "work"
+    worker.action = half_written
+    agent = device.boot()
+    assert deliver(agent, envelope()).outcome == pb.OUTCOME_SUCCEEDED
+    assert list(work.iterdir()) == []
+    assert not [name for name in agent.ring.names() if name.startswith("checkpoint")]
