@@ -19,8 +19,10 @@ from securesystemslib.signer import CryptoSigner
 import clue
 from clue_agent import base_model as base_model_module
 from clue_agent import execution as execution_module
+from clue_agent import intake as intake_module
 from clue_agent import job as job_module
 from clue_agent import receipts
+from clue_agent import store as store_module
 from clue_agent import worker as worker_module
 from clue_agent.agent import Agent
 from clue_agent.checkpoint import SealedCheckpoint
@@ -973,3 +975,33 @@ def test_nothing_is_left_of_checkpoints(device: Device, worker: FakeWorker) -> N
     assert deliver(agent, envelope()).outcome == pb.OUTCOME_SUCCEEDED
     assert list(work.iterdir()) == []
     assert not [name for name in agent.ring.names() if name.startswith("checkpoint")]
+
+
+def test_a_request_meets_the_last_image_on_its_way_into_the_vault(
+    device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = device.boot(start=False)
+    image = (device.config.samples / "red" / "0.png").read_bytes()
+    real = intake_module.count_images
+
+    def taken_in_just_now(root: Path, name: str) -> int:
+        if root != device.config.samples:
+            return real(root, name)
+        agent.vault.add(name, image)
+        return 0
+
+    monkeypatch.setattr(intake_module, "count_images", taken_in_just_now)
+    assert not agent.deliver(envelope(), "r-1", 0).receipt_envelope
+
+
+def test_the_spec_is_read_while_another_model_is_switched_to(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, real = make_store(device.config), store_module.read_spec
+
+    def switched(folder: Path) -> tuple[clue.ModelSpec, str]:
+        if folder.name == "a":
+            store._point_to("b")
+            store.erase("a")
+        return real(folder)
+
+    monkeypatch.setattr(store_module, "read_spec", switched)
+    assert store.spec()[1] == store.read("b").digest
