@@ -122,12 +122,6 @@ def test_attempts_are_counted_and_can_be_taken_back(journal: Journal, tmp_path: 
     assert journal.begin_attempt(digest(1), 1.0) == 3
 
 
-def test_the_oldest_job_comes_first(journal: Journal) -> None:
-    for number, at in ((1, 5.0), (2, 3.0), (3, 5.0)):
-        promise(journal, number, f"r-{number}", at)
-    assert [job.request_id for job in journal.unfinished()] == ["r-2", "r-1", "r-3"]
-
-
 def test_a_failed_write_leaves_nothing(journal: Journal) -> None:
     with pytest.raises(JournalWriteError):
         journal.receive(digest(1), None, b"e", 1.0)  # type: ignore[arg-type]
