@@ -105,8 +105,12 @@ class Agent:
             try:
                 refusal, digest = self._take_in(digest, envelope, request_id)
             except JournalWriteError as error:
-                # Nothing was promised: the sender may ask again when the disk can be written.
-                return agent_pb2.DeliverResponse(receipt_envelope=self._unrecorded(digest, request_id, str(error)))
+                if self._journal.get(digest) is None:
+                    # Nothing was promised: the sender may ask again when the disk can be written.
+                    return agent_pb2.DeliverResponse(receipt_envelope=self._unrecorded(digest, request_id, str(error)))
+                # It is written down and will be looked at: a refusal now might not be the last word.
+                log.warning("%s", error)
+                refusal = None
             if refusal is not None:
                 return agent_pb2.DeliverResponse(receipt_envelope=refusal)
         deadline = time.monotonic() + wait_seconds
@@ -222,10 +226,10 @@ class Agent:
             self._models.carry_out(job)
             return
         if VERIFIED not in job.steps:
-            # The power went between the envelope's arrival and the look at it.
-            refusal, _ = self._take_in(job.digest, job.envelope, job.request_id)
-            if refusal is not None:
-                return
+            # The power went between the envelope's arrival and the look at it. What became of it, a refusal or
+            # another job's copy included, is in the journal now.
+            self._take_in(job.digest, job.envelope, job.request_id)
+            return
         if Execution(job, self._machinery).run() is not None:
             self._progress.pop(job.digest, None)
 

@@ -9,6 +9,7 @@ crash at any point goes on from the journal; the model in use stays whole all th
 import hashlib
 import json
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,16 +38,25 @@ class BaseModels:
 
     def __init__(self, machinery: "Machinery") -> None:
         self._m = machinery
+        self._lock = threading.Lock()
 
     def take_in(self, bundle: Path) -> agent_pb2.UpdateModelResponse:
         """Seal a copy of ``bundle`` and promise to bring it live; AgentError if it is no model of this device."""
+        try:
+            # There is one slot for what comes in.
+            with self._lock:
+                return self._take_in(bundle)
+        except OSError as error:
+            raise AgentError(f"cannot take {bundle} in: {error.strerror or error}") from None
+
+    def _take_in(self, bundle: Path) -> agent_pb2.UpdateModelResponse:
         try:
             spec, digest = read_spec(bundle)
             verify_weights(bundle, spec)
             raw, weights = (bundle / SPEC_FILE).read_bytes(), (bundle / WEIGHTS_FILE).read_bytes()
         except BundleError as error:
             raise AgentError(str(error)) from None
-        to_forget = [name for name in self._m.forgotten.entries() if name in spec.classes]
+        to_forget = [name for name in self._forgotten() if name in spec.classes]
         key = self._digest(digest)
         waiting = [job for job in self._m.journal.unfinished() if job.kind == MODEL_JOB and job.digest != key]
         if waiting:
@@ -80,12 +90,12 @@ class BaseModels:
         fresh = m.journal.get(job.digest)
         assert fresh is not None  # noqa: S101
         digest = fresh.steps[EVALUATED]["model_digest"]
-        if SWAPPED not in fresh.steps:
-            if not m.store.promote(digest):
-                m.journal.withdraw(job.digest)
-                return
-            m.journal.record(job.digest, SWAPPED, {"model_digest": digest}, time.time())
-        m.eraser.erase_old_model(pb.Erasure())
+        # Also when it was switched to before a crash: the repair at the start may have gone back to the old one.
+        if not m.store.promote(digest):
+            m.journal.withdraw(job.digest)
+            return
+        m.journal.record(job.digest, SWAPPED, {"model_digest": digest}, time.time())
+        m.eraser.erase_old_model()
         self._clean_up(job)
         log.info("%s is live as %s", job.request_id, digest[:12])
         m.journal.finish(job.digest, json.dumps({"live": True, "model_digest": digest}).encode(), time.time())
@@ -95,7 +105,7 @@ class BaseModels:
         m = self._m
         incoming = m.store.read(INCOMING)
         # Looked up now: another class may have been forgotten since the model came.
-        names = [n for n in m.forgotten.entries() if n in incoming.spec.classes and n not in incoming.spec.forgotten]
+        names = [n for n in self._forgotten() if n in incoming.spec.classes and n not in incoming.spec.forgotten]
         if not names:
             text = (m.store.slot(INCOMING) / SPEC_FILE).read_bytes()
             m.store.write(CANDIDATE, text, incoming.weights)
@@ -126,6 +136,14 @@ class BaseModels:
                 f"max_update_ra_drop = {100 * m.config.max_update_ra_drop:.1f}",
             )
         return m.store.spec(CANDIDATE)[1]
+
+    def _forgotten(self) -> list[str]:
+        """The classes on the list, and those that only the model in use knows of (the journal was lost)."""
+        try:
+            in_use = self._m.store.spec()[0].forgotten
+        except StoreError:
+            in_use = ()
+        return list(dict.fromkeys((*self._m.forgotten.entries(), *in_use)))
 
     def _clean_up(self, job: Job) -> None:
         self._m.store.erase(INCOMING)

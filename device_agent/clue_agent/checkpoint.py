@@ -26,6 +26,7 @@ class SealedCheckpoint:
             try:
                 key = self._ring.get(self._key)
             except SealError:
+                self._ring.destroy(self._key)  # a crash may have left it cut short
                 key = self._ring.create(self._key)
             seal(data, self._path, key)
         except (OSError, SealError) as error:

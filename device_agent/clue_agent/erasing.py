@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from clue_agent.config import AgentConfig
-from clue_agent.errors import StoreError
+from clue_agent.errors import StoreError, VaultError
 from clue_agent.forgotten import Forgotten, ForgottenList
 from clue_agent.inbox import erase_originals
 from clue_agent.samples import count_images
@@ -48,7 +48,11 @@ class Eraser:
         )
 
     def erase_images(self, name: str, counted: dict[str, int]) -> pb.Erasure:
-        """Destroy the keys of the class's sealed images and remove its files; ``counted`` is from before a crash."""
+        """Destroy the keys of the class's sealed images and remove its files; ``counted`` is from before a crash.
+
+        Files that cannot be removed (a folder that is mounted read-only, say) are named: waiting for them
+        would keep every later request waiting too.
+        """
         self._vault.erase(name)
         erasure = pb.Erasure(samples=counted["sealed"])
         detail = "keys overwritten and removed, sealed files removed"
@@ -56,19 +60,26 @@ class Eraser:
             if counted["originals"]:
                 detail += f"; {counted['originals']} original files kept by configuration (keep_originals)"
         else:
+            problems: list[str] = []
             for folder in self._folders():
-                erase_originals(folder, name)
-            erasure.originals = counted["originals"]
+                try:
+                    erase_originals(folder, name)
+                except (OSError, VaultError) as error:
+                    problems.append(str(error))
+            left = sum(count_images(folder, name) for folder in self._folders())
+            erasure.originals = max(0, counted["originals"] - left)
+            if problems:
+                log.error("images of %r are left: %s", name, "; ".join(problems))
+                detail += f"; {left} original files could NOT be removed: {problems[0]}"
         erasure.detail = detail
         return erasure
 
-    def erase_old_model(self, erasure: pb.Erasure) -> None:
+    def erase_old_model(self) -> None:
         """Destroy the key of the model that was in use before; the new one gets a second copy in its place."""
         digest = self._store.spec()[1]
         other = self._store.other_slot()
         if not self._store.is_whole(other, digest):
             self._store.erase(other)
-        erasure.old_model = True
         try:
             self._store.mirror()
         except (OSError, StoreError) as error:
@@ -84,7 +95,8 @@ class Eraser:
                 self._ring.destroy(name)
         work = self._config.home / "work"
         if work.is_dir():
-            for path in work.glob(f"{job_digest.hex()[:16]}*"):
+            # Also what a worker left that was killed while it wrote: such names begin with a dot.
+            for path in work.glob(f"*{job_digest.hex()[:16]}*"):
                 path.unlink(missing_ok=True)
 
     def _folders(self) -> list[Path]:

@@ -20,7 +20,7 @@ from clue_agent.config import AgentConfig
 from clue_agent.erasing import Eraser
 from clue_agent.errors import AgentError, JobFailedError, StoreError
 from clue_agent.forgotten import ForgottenList
-from clue_agent.guard import DEFAULT_METHOD, DEFAULT_TRIES, Attempt, judge, next_attempt
+from clue_agent.guard import DEFAULT_METHOD, DEFAULT_TRIES, MAX_TRIES, Attempt, judge, next_attempt
 from clue_agent.inbox import Inbox
 from clue_agent.job import JobSpec, run_worker
 from clue_agent.journal import ERASED, EVALUATED, SWAPPED, Job, Journal
@@ -92,6 +92,8 @@ class Execution:
                 self._m.stop.wait(2.0 * attempts)
                 return None
             receipt.outcome = pb.OUTCOME_FAILED
+            receipt.model_digest_after = receipt.model_digest_before
+            receipt.ClearField("samples_commitment")
             receipt.reason = pb.Reason.ValueType(error.reason)
             receipt.detail = receipts.one_line(error.detail)
         self._m.eraser.clean_up(self._job.digest)
@@ -155,14 +157,20 @@ class Execution:
 
     def _already_forgotten(self, receipt: pb.Receipt, name: str) -> pb.Receipt:
         """Its images are gone, so what was measured when it was forgotten is what there is to say."""
+        eraser = self._m.eraser
         entry = self._m.forgotten.entries().get(name)
         if entry is not None:
             receipt.ua_after.CopyFrom(pb.Accuracy(correct=entry.ua_correct, samples=entry.ua_samples))
             receipt.method = entry.method
+        else:
+            # A journal that was lost after the switch took the rest of the job with it.
+            eraser.remember(receipt)
+        eraser.erase_old_model()
         receipt.outcome = pb.OUTCOME_SUCCEEDED
         receipt.detail = f"{name!r} was forgotten earlier; nothing had to change"
         # Images that came since are of no use to anyone.
-        receipt.erasure.CopyFrom(self._m.eraser.erase_images(name, self._m.eraser.count(name)))
+        receipt.erasure.CopyFrom(eraser.erase_images(name, eraser.count(name)))
+        eraser.clean_up(self._job.digest)
         return self._finish(receipt)
 
     def _take_in_images(self) -> None:
@@ -187,7 +195,7 @@ class Execution:
         """Run attempts until one meets the policy; returns the guard's line. JobFailedError has every try's numbers."""
         tried: list[tuple[Attempt, bool]] = []
         failure: JobFailedError | None = None
-        for _ in range(self._request.policy.max_tries or DEFAULT_TRIES):
+        for _ in range(min(self._request.policy.max_tries or DEFAULT_TRIES, MAX_TRIES)):
             attempt = next_attempt(tried, self._request.method)
             try:
                 result = self._run(attempt, digest)
@@ -250,22 +258,24 @@ class Execution:
     # After the model was judged
 
     def _complete(self) -> pb.Receipt | None:
-        """From ``evaluated`` to ``receipted``; None if the candidate rotted before it was in use."""
+        """From ``evaluated`` to ``receipted``; None if the new model rotted before the old one was destroyed."""
         job, m = self._job, self._m
         current = m.journal.get(job.digest)
         assert current is not None  # noqa: S101
         data = current.steps[EVALUATED]
         receipt = pb.Receipt.FromString(base64.b64decode(data["receipt"]))
-        if SWAPPED not in current.steps:
+        if ERASED not in current.steps:
+            # Also when it was switched to before a crash: the repair at the start may have gone back to the old one.
             if not m.store.promote(data["model_digest"]):
                 log.error("request %s: the new model is damaged; unlearning again", job.request_id)
                 m.journal.withdraw(job.digest)
                 return None
             m.journal.record(job.digest, SWAPPED, {"model_digest": data["model_digest"]}, time.time())
-        if ERASED not in current.steps:
             m.eraser.remember(receipt)
+            # The images last: without them the work could not be done again.
+            m.eraser.erase_old_model()
             erasure = m.eraser.erase_images(receipt.forget_class, data["samples"])
-            m.eraser.erase_old_model(erasure)
+            erasure.old_model = True
             m.eraser.clean_up(job.digest)
             m.journal.record(
                 job.digest, ERASED, {"erasure": base64.b64encode(erasure.SerializeToString()).decode()}, time.time()

@@ -16,6 +16,8 @@ DEFAULT_METHOD = "clue_plus"
 # Another way to the same end, for a request that leaves the method to the device.
 OTHER_METHOD = "delete"
 DEFAULT_TRIES = 3
+# Whatever a policy says: each may take the whole time budget, and steps are doubled or halved every time.
+MAX_TRIES = 10
 
 
 @dataclass(frozen=True)

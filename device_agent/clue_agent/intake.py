@@ -53,7 +53,8 @@ class Intake:
             )
 
     def _has_samples(self, name: str) -> bool:
-        return self._vault.count(name, "forget") > 0 or count_images(self._config.samples, name) > 0
+        # In this order: an image on its way is in the vault before it leaves the folder.
+        return count_images(self._config.samples, name) > 0 or self._vault.count(name, "forget") > 0
 
     def _has_holdout(self, name: str) -> bool:
         if self._vault.count(name, "holdout") > 0:

@@ -139,8 +139,8 @@ class Journal:
             return self._job(row) if row else None
 
     def unfinished(self) -> list[Job]:
-        """Jobs without a receipt, oldest first."""
-        query = f"SELECT {_COLUMNS} FROM job WHERE receipt IS NULL ORDER BY received_at, rowid"  # noqa: S608
+        """Jobs without a receipt, in the order in which they came (the clock may have been set back since)."""
+        query = f"SELECT {_COLUMNS} FROM job WHERE receipt IS NULL ORDER BY rowid"  # noqa: S608
         with self._lock:
             return [self._job(row) for row in self._db.execute(query).fetchall()]
 
@@ -186,6 +186,8 @@ class Journal:
         None if these bytes were verified meanwhile: a promised job is not refused any more.
         """
         with self._write() as db:
+            if not db.execute("SELECT 1 FROM job WHERE digest = ?", (digest,)).fetchone():
+                return None  # found to be the copy of another job
             verified = db.execute(
                 "SELECT 1 FROM step JOIN job USING (digest) WHERE digest = ? AND name = 'verified' AND refused = 0",
                 (digest,),
@@ -226,9 +228,9 @@ class Journal:
             return dict(json.loads(row[0]))
 
     def withdraw(self, digest: bytes) -> None:
-        """The evaluated model turned out damaged before it was in use: work on the request again."""
+        """The evaluated model turned out damaged before its switch was complete: work on the request again."""
         with self._write() as db:
-            db.execute("DELETE FROM step WHERE digest = ? AND name = 'evaluated'", (digest,))
+            db.execute("DELETE FROM step WHERE digest = ? AND name IN ('evaluated', 'swapped')", (digest,))
 
     def finish(self, digest: bytes, receipt: bytes, now: float) -> bytes:
         """Record the receipt of a job and return the one that stands."""
@@ -250,8 +252,8 @@ class Journal:
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            self._retried(lambda: self._db.execute("BEGIN IMMEDIATE"))
             try:
+                self._retried(lambda: self._db.execute("BEGIN IMMEDIATE"))
                 yield self._db
                 self._retried(lambda: self._db.execute("COMMIT"))
             except BaseException as error:

@@ -99,9 +99,12 @@ class ModelStore:
 
     def spec(self, slot: str | None = None) -> tuple[ModelSpec, str]:
         """Spec and digest of the model in use (or in ``slot``), weights not read; StoreError if it is damaged."""
+        name = slot or self.current_slot()
         try:
-            return read_spec(self.slot(slot or self.current_slot()))
+            return read_spec(self.slot(name))
         except BundleError as error:
+            if slot is None and self.current_slot() != name:
+                return self.spec()  # another was switched to meanwhile, and this one erased
             raise StoreError(str(error)) from None
 
     def read(self, slot: str | None = None) -> StoredModel:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 import signal
 import sys
 import threading
@@ -18,12 +19,15 @@ from securesystemslib.signer import CryptoSigner
 import clue
 from clue_agent import base_model as base_model_module
 from clue_agent import execution as execution_module
+from clue_agent import intake as intake_module
 from clue_agent import job as job_module
 from clue_agent import receipts
+from clue_agent import store as store_module
 from clue_agent import worker as worker_module
 from clue_agent.agent import Agent
+from clue_agent.checkpoint import SealedCheckpoint
 from clue_agent.config import AgentConfig, WorkConfig
-from clue_agent.errors import AgentError, JobFailedError, StoreError
+from clue_agent.errors import AgentError, JobFailedError, JournalWriteError, StoreError
 from clue_agent.guard import Attempt, judge, next_attempt, upper_bound
 from clue_agent.job import JobSpec, run_worker
 from clue_agent.journal import EVALUATED, STEPS, Journal
@@ -488,6 +492,8 @@ def test_a_new_model_that_is_not_whole_is_never_used(device: Device, worker: Fak
     assert (receipt.outcome, receipt.reason) == (pb.OUTCOME_FAILED, pb.REASON_WORKER_FAILED)
     assert "damaged" in receipt.detail
     assert len(worker.jobs) == 3
+    assert receipt.model_digest_after == device.digest
+    assert not receipt.samples_commitment
     assert device.model() == before
 
 
@@ -779,3 +785,223 @@ def test_a_damaged_list_of_forgotten_classes_is_never_taken_for_empty(device: De
     (device.config.home / "forgotten.json").write_text("[{]")
     with pytest.raises(AgentError, match="forgotten classes"):
         device.boot()
+
+
+# What a crash leaves between the switch and the receipt
+
+
+def test_a_new_model_that_rots_right_after_the_switch_is_made_again(
+    device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = device.boot(start=False)
+    agent.deliver(envelope(), "r-1", 0)
+    monkeypatch.setattr(agent._machinery.eraser, "remember", die)
+    with pytest.raises(PowerCutError):
+        agent._carry_out(device.journal.unfinished()[0])
+    rot(device, agent.store.current_slot())  # the repair goes back to the model that knows the class
+    again = device.boot()
+    receipt = deliver(again, envelope_again(device))
+    assert receipt.outcome == pb.OUTCOME_SUCCEEDED
+    assert receipt.model_digest_after == device.digest
+    assert again.status().forgotten == ["red"]
+    assert len(worker.jobs) == 2
+
+
+def test_no_image_is_erased_while_the_old_model_is_there(
+    device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = device.boot(start=False)
+    agent.deliver(envelope(), "r-1", 0)
+    before = device.digest
+    monkeypatch.setattr(agent._machinery.eraser, "erase_images", die)
+    with pytest.raises(PowerCutError):
+        agent._carry_out(device.journal.unfinished()[0])
+    rot(device, agent.store.current_slot())
+    again = device.boot()
+    assert again.status().forgotten == ["red"]
+    assert before != device.digest
+    assert deliver(again, envelope_again(device)).outcome == pb.OUTCOME_SUCCEEDED
+
+
+def test_a_journal_that_is_lost_after_the_switch_loses_nothing_else(
+    device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
+) -> None:
+    agent = device.boot(start=False)
+    agent.deliver(envelope(), "r-1", 0)
+    before = device.digest
+    monkeypatch.setattr(agent._machinery.eraser, "remember", die)
+    with pytest.raises(PowerCutError):
+        agent._carry_out(device.journal.unfinished()[0])
+    data = envelope_again(device)
+    device.shut_down()
+    device.config.journal.write_bytes(b"rot" * 1000)
+    again = device.boot()
+    assert list(again.update_model(bundle_dir).to_forget) == ["red"]
+    wait_until(lambda: again.idle)
+    assert again.status().forgotten == ["red"]
+
+    assert deliver(again, data).outcome == pb.OUTCOME_SUCCEEDED
+    assert list(again.forgotten.entries()) == ["red"]
+    assert {again.store.read(slot).digest for slot in "ab"} == {device.digest} != {before}
+
+
+def test_a_class_that_is_found_forgotten_leaves_no_old_model(
+    device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = device.boot(start=False)
+    agent.deliver(envelope(), "r-1", 0)
+    monkeypatch.setattr(agent._machinery.eraser, "remember", die)
+    with pytest.raises(PowerCutError):
+        agent._carry_out(device.journal.unfinished()[0])
+    data = envelope_again(device)
+    device.shut_down()
+    device.config.journal.write_bytes(b"rot" * 1000)
+    again = device.boot()
+    assert "forgotten earlier" in deliver(again, data).detail
+    assert list(again.forgotten.entries()) == ["red"]
+    assert {again.store.read(slot).digest for slot in "ab"} == {device.digest}
+    assert len([name for name in again.ring.names() if name.startswith("model-")]) == 2
+
+
+def test_one_base_model_at_a_time(
+    device: Device, bundle: clue.ModelBundle, bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    clue.save_bundle(other, bundle.model, dataclasses.replace(bundle.spec, std=(0.3, 0.3, 0.3)))
+    agent = device.boot(start=False)
+    write, ends = agent.store.write, []
+
+    def slowly(*args: Any) -> None:
+        time.sleep(0.2)
+        write(*args)
+
+    def update(path: Path) -> None:
+        try:
+            ends.append(agent.update_model(path).model_digest)
+        except AgentError as error:
+            ends.append(str(error))
+
+    monkeypatch.setattr(agent.store, "write", slowly)
+    threads = [threading.Thread(target=update, args=(path,)) for path in (bundle_dir, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    [job] = device.journal.unfinished()
+    assert sum("wait until it is live" in end for end in ends) == 1
+    assert job.request_id.removeprefix("model-") == agent.store.read("incoming").digest[:12]
+
+
+def test_a_base_model_that_cannot_be_sealed_is_one_line(
+    device: Device, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    agent = device.boot(start=False)
+    monkeypatch.setattr(agent.store, "write", full)
+    with pytest.raises(AgentError, match="No space left"):
+        agent.update_model(bundle_dir)
+
+
+def test_originals_that_cannot_be_removed_are_named_and_block_nobody(
+    device: Device, worker: FakeWorker, tmp_path: Path
+) -> None:
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    assert device.config.holdout is not None
+    for source in device.config.samples.iterdir():
+        (samples / source.name).symlink_to(source)
+    held = Vault(device.config.vault_folder, KeyRing(device.config.keys), device.config.vault)
+    for name in ("red", "blue"):
+        held.add(name, (device.config.samples / name / "0.png").read_bytes())
+    holdout = tmp_path / "holdout"
+    shutil.copytree(device.config.holdout, holdout)
+    changes = {"samples": samples, "holdout": holdout, "keep_originals": False}
+    device.config = device.config.model_copy(update=changes)
+    agent = device.boot()
+    receipt = deliver(agent, envelope())
+    assert receipt.outcome == pb.OUTCOME_SUCCEEDED
+    assert "20 original files could NOT be removed" in receipt.erasure.detail
+    assert "symbolic link" in receipt.erasure.detail
+    assert receipt.erasure.originals == 10
+    other = envelope(request_id="r-2", forget_class="blue")
+    assert deliver(agent, other, "r-2").outcome == pb.OUTCOME_SUCCEEDED
+
+
+def test_a_request_that_is_written_down_is_not_refused_for_a_full_disk(
+    device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise JournalWriteError("full")
+
+    agent, data = device.boot(start=False), envelope()
+    with monkeypatch.context() as patch:
+        patch.setattr(device.journal, "verify", full)
+        assert not agent.deliver(data, "r-1", 0).receipt_envelope
+    agent.start()
+    assert deliver(agent, data).outcome == pb.OUTCOME_SUCCEEDED
+
+
+def test_a_copy_that_was_written_down_only_is_dropped(device: Device, worker: FakeWorker) -> None:
+    agent, data = device.boot(start=False), envelope()
+    agent.deliver(data, "r-1", 0)
+    copy = json.dumps(json.loads(data), indent=2).encode()
+    device.journal.receive(envelope_digest(copy), "r-1", copy, 1.0)
+    agent._carry_out(device.journal.unfinished()[1])
+    [job] = device.journal.unfinished()
+    assert job.envelope == data
+    assert worker.jobs == []
+
+
+def test_no_policy_makes_it_try_for_ever(device: Device, worker: FakeWorker) -> None:
+    worker.ra_after = 0
+    receipt = deliver(device.boot(), envelope(policy=pb.Policy(max_tries=2**32 - 1)))
+    assert (receipt.outcome, receipt.reason) == (pb.OUTCOME_FAILED, pb.REASON_POLICY_NOT_MET)
+    assert len(worker.jobs) == len(receipt.tries) == 10
+
+
+def test_nothing_is_left_of_checkpoints(device: Device, worker: FakeWorker) -> None:
+    def half_written(job: JobSpec) -> None:
+        store = SealedCheckpoint(work, KeyRing(device.config.keys), f"{job.checkpoint}-0")
+        (device.config.keys / f"checkpoint-{job.checkpoint}-0").write_bytes(b"short")
+        store.save(b"activations")
+        assert store.load() == b"activations"
+        (work / f".{job.checkpoint}-0.sealed.x1y2").write_bytes(b"killed")
+
+    work = device.config.home / "work"
+    worker.action = half_written
+    agent = device.boot()
+    assert deliver(agent, envelope()).outcome == pb.OUTCOME_SUCCEEDED
+    assert list(work.iterdir()) == []
+    assert not [name for name in agent.ring.names() if name.startswith("checkpoint")]
+
+
+def test_a_request_meets_the_last_image_on_its_way_into_the_vault(
+    device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = device.boot(start=False)
+    image = (device.config.samples / "red" / "0.png").read_bytes()
+    real = intake_module.count_images
+
+    def taken_in_just_now(root: Path, name: str) -> int:
+        if root != device.config.samples:
+            return real(root, name)
+        agent.vault.add(name, image)
+        return 0
+
+    monkeypatch.setattr(intake_module, "count_images", taken_in_just_now)
+    assert not agent.deliver(envelope(), "r-1", 0).receipt_envelope
+
+
+def test_the_spec_is_read_while_another_model_is_switched_to(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, real = make_store(device.config), store_module.read_spec
+
+    def switched(folder: Path) -> tuple[clue.ModelSpec, str]:
+        if folder.name == "a":
+            store._point_to("b")
+            store.erase("a")
+        return real(folder)
+
+    monkeypatch.setattr(store_module, "read_spec", switched)
+    assert store.spec()[1] == store.read("b").digest

@@ -122,12 +122,6 @@ def test_attempts_are_counted_and_can_be_taken_back(journal: Journal, tmp_path: 
     assert journal.begin_attempt(digest(1), 1.0) == 3
 
 
-def test_the_oldest_job_comes_first(journal: Journal) -> None:
-    for number, at in ((1, 5.0), (2, 3.0), (3, 5.0)):
-        promise(journal, number, f"r-{number}", at)
-    assert [job.request_id for job in journal.unfinished()] == ["r-2", "r-1", "r-3"]
-
-
 def test_a_failed_write_leaves_nothing(journal: Journal) -> None:
     with pytest.raises(JournalWriteError):
         journal.receive(digest(1), None, b"e", 1.0)  # type: ignore[arg-type]
@@ -247,3 +241,27 @@ class JournalMachine(RuleBasedStateMachine):
 
 TestJournalMachine = JournalMachine.TestCase
 TestJournalMachine.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+def test_a_copy_that_was_dropped_is_not_refused(journal: Journal) -> None:
+    promise(journal, 1)
+    promise(journal, 2)
+    assert journal.refuse(digest(2), 1.0, b"refusal") is None
+    assert journal.get(digest(2)) is None
+
+
+def test_a_journal_that_another_process_has_locked(journal: Journal, tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    journal._db.execute("PRAGMA busy_timeout = 10")
+    with pytest.raises(JournalWriteError, match="locked"):
+        journal.receive(digest(1), "r-1", b"envelope", 1.0)
+    other.execute("ROLLBACK")
+    other.close()
+    journal.receive(digest(1), "r-1", b"envelope", 1.0)
+
+
+def test_a_clock_that_is_set_back_changes_no_order(journal: Journal) -> None:
+    promise(journal, 1, "r-1", at=10.0)
+    promise(journal, 2, "r-2", at=1.0)
+    assert [job.request_id for job in journal.unfinished()] == ["r-1", "r-2"]

@@ -184,7 +184,7 @@ class Policy(_message.Message):
     max_ra_drop: _builtins.float
     """Largest loss of accuracy on the retained classes, in [0, 1] (0.03 = 3 points)."""
     max_tries: _builtins.int
-    """How often a device may try, with other step sizes and, where the request leaves it the choice, other methods; 0 means 3."""
+    """How often a device may try, with other step sizes and, where the request leaves it the choice, other methods; 0 means 3, more than 10 means 10."""
     def __init__(
         self,
         *,
