@@ -57,6 +57,7 @@ class Agent:
         self._progress: dict[bytes, agent_pb2.Progress] = {}
         self.inbox = Inbox(config.samples, self.vault, keep_originals=config.keep_originals, allowed=self._wanted)
         self._intake = Intake(config, trust, self.store, self.vault)
+        self._eraser = Eraser(config, self.store, self.vault, self.ring, self.forgotten)
         self._machinery = Machinery(
             config=config,
             trust=trust,
@@ -65,7 +66,7 @@ class Agent:
             store=self.store,
             inbox=self.inbox,
             forgotten=self.forgotten,
-            eraser=Eraser(config, self.store, self.vault, self.ring, self.forgotten),
+            eraser=self._eraser,
             stop=self._stop,
             on_progress=self._set_progress,
             on_hold=self._set_hold,
@@ -78,6 +79,8 @@ class Agent:
         self.repaired = self.store.repair()
         self.forgotten.entries()
         self.vault.sweep()
+        if not self._journal.unfinished():
+            self._eraser.sweep()
         self._thread.start()
 
     def close(self) -> None:

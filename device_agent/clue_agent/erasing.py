@@ -10,7 +10,7 @@ from clue_agent.forgotten import Forgotten, ForgottenList
 from clue_agent.inbox import erase_originals
 from clue_agent.samples import count_images
 from clue_agent.sealed import KeyRing
-from clue_agent.store import CANDIDATE, ModelStore
+from clue_agent.store import CANDIDATE, INCOMING, ModelStore
 from clue_agent.vault import Vault
 from clue_protocol.v1 import forget_pb2 as pb
 
@@ -89,15 +89,24 @@ class Eraser:
     def clean_up(self, job_digest: bytes) -> None:
         """Drop the candidate slot and the checkpoints of a job that has ended."""
         self._store.erase(CANDIDATE)
-        prefix = f"checkpoint-{job_digest.hex()[:16]}"
+        self._drop_checkpoints(job_digest.hex()[:16])
+
+    def sweep(self) -> None:
+        """With no job to take up again: drop what a journal that was lost, or never written, left of others."""
+        self._store.erase(CANDIDATE)
+        self._store.erase(INCOMING)
+        self._drop_checkpoints("")
+
+    def _drop_checkpoints(self, job: str) -> None:
         for name in self._ring.names():
-            if name.startswith(prefix):
+            if name.startswith(f"checkpoint-{job}"):
                 self._ring.destroy(name)
         work = self._config.home / "work"
         if work.is_dir():
             # Also what a worker left that was killed while it wrote: such names begin with a dot.
-            for path in work.glob(f"*{job_digest.hex()[:16]}*"):
-                path.unlink(missing_ok=True)
+            for path in work.iterdir():
+                if job in path.name:
+                    path.unlink(missing_ok=True)
 
     def _folders(self) -> list[Path]:
         return [self._config.samples] + ([self._config.holdout] if self._config.holdout is not None else [])

@@ -1005,3 +1005,15 @@ def test_the_spec_is_read_while_another_model_is_switched_to(device: Device, mon
 
     monkeypatch.setattr(store_module, "read_spec", switched)
     assert store.spec()[1] == store.read("b").digest
+
+
+def test_nothing_is_left_of_jobs_whose_journal_was_lost(device: Device, bundle_dir: Path) -> None:
+    agent = device.boot(start=False)
+    agent.update_model(bundle_dir)
+    SealedCheckpoint(device.config.home / "work", agent.ring, "0123456789abcdef-0").save(b"activations")
+    device.shut_down()
+    device.config.journal.write_bytes(b"rot" * 1000)
+    again = device.boot()
+    assert {path.name for path in again.store.root.iterdir()} == {"a", "b", "current"}
+    assert [name.split("-")[0] for name in again.ring.names()] == ["model", "model"]
+    assert list((device.config.home / "work").iterdir()) == []
