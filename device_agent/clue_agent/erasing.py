@@ -2,15 +2,17 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from clue_agent.config import AgentConfig
-from clue_agent.errors import StoreError
+from clue_agent.errors import StoreError, VaultError
 from clue_agent.forgotten import Forgotten, ForgottenList
 from clue_agent.inbox import erase_originals
+from clue_agent.journal import MODEL_JOB, Job
 from clue_agent.samples import count_images
 from clue_agent.sealed import KeyRing
-from clue_agent.store import CANDIDATE, ModelStore
+from clue_agent.store import CANDIDATE, INCOMING, ModelStore
 from clue_agent.vault import Vault
 from clue_protocol.v1 import forget_pb2 as pb
 
@@ -56,9 +58,16 @@ class Eraser:
             if counted["originals"]:
                 detail += f"; {counted['originals']} original files kept by configuration (keep_originals)"
         else:
+            left = 0
             for folder in self._folders():
-                erase_originals(folder, name)
-            erasure.originals = counted["originals"]
+                try:
+                    erase_originals(folder, name)
+                except (OSError, VaultError) as error:
+                    # A mount that is read-only stays so: the receipt says it, and other requests do not wait for it.
+                    log.error("originals of %r are left: %s", name, error)
+                    left += count_images(folder, name)
+                    detail += f"; originals are left: {error}"
+            erasure.originals = max(0, counted["originals"] - left)
         erasure.detail = detail
         return erasure
 
@@ -68,12 +77,29 @@ class Eraser:
         other = self._store.other_slot()
         if not self._store.is_whole(other, digest):
             self._store.erase(other)
+        self._store.drop_orphans()
         erasure.old_model = True
         try:
             self._store.mirror()
         except (OSError, StoreError) as error:
             # The model in use is whole; only its spare copy is missing until the next job.
             log.warning("no second copy of the model could be made: %s", error)
+
+    def sweep(self, unfinished: Sequence[Job]) -> None:
+        """Destroy what no job needs any more, as after a damaged journal; for the start, with a whole model in use."""
+        if not unfinished:
+            self._store.erase(CANDIDATE)
+        if not any(job.kind == MODEL_JOB for job in unfinished):
+            self._store.erase(INCOMING)
+        self._store.drop_orphans()
+        needed = tuple(job.digest.hex()[:16] for job in unfinished)
+        for name in self._ring.names():
+            if name.startswith("checkpoint-") and not name.removeprefix("checkpoint-").startswith(needed):
+                self._ring.destroy(name)
+        work = self._config.home / "work"
+        for path in work.iterdir() if work.is_dir() else ():
+            if not path.name.startswith(needed):
+                path.unlink(missing_ok=True)
 
     def clean_up(self, job_digest: bytes) -> None:
         """Drop the candidate slot and the checkpoints of a job that has ended."""

@@ -156,7 +156,10 @@ class Execution:
     def _already_forgotten(self, receipt: pb.Receipt, name: str) -> pb.Receipt:
         """Its images are gone, so what was measured when it was forgotten is what there is to say."""
         entry = self._m.forgotten.entries().get(name)
-        if entry is not None:
+        if entry is None:
+            # The device was set up with a model that lacked it already; later base models may not.
+            self._m.eraser.remember(receipt)
+        else:
             receipt.ua_after.CopyFrom(pb.Accuracy(correct=entry.ua_correct, samples=entry.ua_samples))
             receipt.method = entry.method
         receipt.outcome = pb.OUTCOME_SUCCEEDED
