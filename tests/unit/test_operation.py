@@ -277,7 +277,7 @@ def test_without_a_holdout_folder_the_samples_are_what_is_split(config: AgentCon
 def test_a_home_of_an_earlier_version_is_one_line_with_the_way_out(config: AgentConfig) -> None:
     (config.home / "agent.toml").write_text('device_id = "cam-1"\nsamples = "s"\n[work]\ntimeout_seconds = 60\n')
     (config.store / "a" / "model.safetensors").write_bytes(b"in the clear")
-    with pytest.raises(ConfigError, match="earlier version.*clue-agent init --model"):
+    with pytest.raises(ConfigError, match=r"earlier version.*clue-agent init --model"):
         load_config(config.home / "agent.toml")
 
 
