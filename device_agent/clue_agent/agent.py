@@ -13,7 +13,7 @@ from securesystemslib.signer import Signer
 
 import clue
 from clue_agent import receipts
-from clue_agent.base_model import MODEL_JOB, BaseModels
+from clue_agent.base_model import BaseModels
 from clue_agent.config import AgentConfig
 from clue_agent.erasing import Eraser
 from clue_agent.errors import JournalWriteError, RequestRejectedError, StoreError
@@ -21,7 +21,7 @@ from clue_agent.execution import Execution, Machinery
 from clue_agent.forgotten import ForgottenList
 from clue_agent.inbox import Inbox
 from clue_agent.intake import Intake
-from clue_agent.journal import VERIFIED, Job, Journal
+from clue_agent.journal import MODEL_JOB, VERIFIED, Job, Journal
 from clue_agent.limits import Hold
 from clue_agent.sealed import KeyRing
 from clue_agent.store import ModelStore
@@ -76,11 +76,15 @@ class Agent:
 
     def start(self) -> None:
         """Check the model in use and begin to work; what a crash interrupted is finished first."""
-        self.repaired = self.store.repair()
         self.forgotten.entries()
+        try:
+            self.repaired = self.store.repair()
+        except StoreError:
+            # No slot is whole: a base model that came in meanwhile is the way out.
+            self._models.carry_out_all()
+            self.repaired = self.store.repair()
+        self._machinery.eraser.sweep(self._journal.unfinished())
         self.vault.sweep()
-        if not self._journal.unfinished():
-            self._eraser.sweep()
         self._thread.start()
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from clue.spec import SPEC_FILE, WEIGHTS_FILE, read_spec, verify_weights
 from clue_agent.errors import AgentError, JobFailedError, StoreError
 from clue_agent.guard import DEFAULT_METHOD
 from clue_agent.job import JobSpec, run_worker
-from clue_agent.journal import EVALUATED, SWAPPED, Job
+from clue_agent.journal import EVALUATED, MODEL_JOB, SWAPPED, Job
 from clue_agent.store import CANDIDATE, INCOMING
 from clue_protocol.v1 import agent_pb2
 from clue_protocol.v1 import forget_pb2 as pb
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODEL_JOB = "model"
 _MAX_ATTEMPTS = 3
 
 
@@ -56,7 +56,7 @@ class BaseModels:
             raw, weights = (bundle / SPEC_FILE).read_bytes(), (bundle / WEIGHTS_FILE).read_bytes()
         except BundleError as error:
             raise AgentError(str(error)) from None
-        to_forget = [name for name in self._forgotten() if name in spec.classes]
+        to_forget = [name for name in self._gone() if name in spec.classes and name not in spec.forgotten]
         key = self._digest(digest)
         waiting = [job for job in self._m.journal.unfinished() if job.kind == MODEL_JOB and job.digest != key]
         if waiting:
@@ -68,6 +68,12 @@ class BaseModels:
             self._m.store.write(INCOMING, raw, weights)
             self._m.journal.receive(key, f"model-{digest[:12]}", json.dumps(to_forget).encode(), time.time(), MODEL_JOB)
         return agent_pb2.UpdateModelResponse(model_digest=digest, to_forget=to_forget)
+
+    def carry_out_all(self) -> None:
+        """Bring what came in live, for a start with no whole model."""
+        for job in self._m.journal.unfinished():
+            if job.kind == MODEL_JOB:
+                self.carry_out(job)
 
     def carry_out(self, job: Job) -> None:
         """Forget what has to be forgotten in the incoming model, and switch to it."""
@@ -105,11 +111,7 @@ class BaseModels:
         m = self._m
         incoming = m.store.read(INCOMING)
         # Looked up now: another class may have been forgotten since the model came.
-        names = [n for n in self._forgotten() if n in incoming.spec.classes and n not in incoming.spec.forgotten]
-        if not names:
-            text = (m.store.slot(INCOMING) / SPEC_FILE).read_bytes()
-            m.store.write(CANDIDATE, text, incoming.weights)
-            return incoming.digest
+        names = [n for n in self._gone() if n in incoming.spec.classes and n not in incoming.spec.forgotten]
         spec = JobSpec(
             forget=tuple(names),
             synthetic=True,
@@ -127,6 +129,8 @@ class BaseModels:
             m.on_progress(job.digest, agent_pb2.Progress(stage=stage, fraction=fraction))
 
         result = run_worker(spec, m.config, m.stop, progress, m.on_hold)
+        if not names:
+            return m.store.spec(CANDIDATE)[1]
         before, after = result["ra_before"], result["ra_after"]
         lost = (before["correct"] - after["correct"]) / max(1, after["samples"])
         if lost > m.config.max_update_ra_drop:
@@ -137,13 +141,12 @@ class BaseModels:
             )
         return m.store.spec(CANDIDATE)[1]
 
-    def _forgotten(self) -> list[str]:
-        """The classes on the list, and those that only the model in use knows of (the journal was lost)."""
-        try:
-            in_use = self._m.store.spec()[0].forgotten
-        except StoreError:
-            in_use = ()
-        return list(dict.fromkeys((*self._m.forgotten.entries(), *in_use)))
+    def _gone(self) -> list[str]:
+        """What this device has forgotten, and what the model in use never knew or forgot elsewhere."""
+        names = list(self._m.forgotten.entries())
+        with suppress(StoreError):
+            names += self._m.store.spec()[0].forgotten
+        return list(dict.fromkeys(names))
 
     def _clean_up(self, job: Job) -> None:
         self._m.store.erase(INCOMING)

@@ -116,6 +116,11 @@ def load_config(path: Path) -> AgentConfig:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     home = path.resolve().parent
     data.pop("home", None)
+    if any((home / "model" / slot / "model.safetensors").exists() for slot in ("a", "b")):
+        raise ConfigError(
+            f"{home} was made by an earlier version, whose model lies there in the clear: make another home with "
+            f"'clue-agent init --model {home / 'model' / 'current'} --home NEW', enrol it, then delete this one"
+        )
     try:
         config = AgentConfig.model_validate({**data, "home": home})
     except ValidationError as error:

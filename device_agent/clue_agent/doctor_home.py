@@ -123,7 +123,7 @@ def images(config: AgentConfig) -> Iterator[Finding]:
     classes = [name for name in known.classes if name not in known.forgotten]
     checks: tuple[tuple[str, Path | None, str, Part], ...] = (
         ("samples", config.samples, "forgotten", "forget"),
-        ("holdout", config.holdout, "measured", "holdout"),
+        ("holdout", config.holdout or config.samples, "measured", "holdout"),
     )
     for check, root, purpose, part in checks:
         counts = {name: _count(config, root, name, part) for name in classes}

@@ -2,12 +2,14 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from clue_agent.config import AgentConfig
 from clue_agent.errors import StoreError, VaultError
 from clue_agent.forgotten import Forgotten, ForgottenList
 from clue_agent.inbox import erase_originals
+from clue_agent.journal import MODEL_JOB, Job
 from clue_agent.samples import count_images
 from clue_agent.sealed import KeyRing
 from clue_agent.store import CANDIDATE, INCOMING, ModelStore
@@ -70,7 +72,7 @@ class Eraser:
             erasure.originals = max(0, counted["originals"] - left)
             if problems:
                 log.error("images of %r are left: %s", name, "; ".join(problems))
-                detail += f"; {left} original files could NOT be removed: {problems[0]}"
+                detail += f"; originals are left: {left} files could NOT be removed: {problems[0]}"
         erasure.detail = detail
         return erasure
 
@@ -80,22 +82,34 @@ class Eraser:
         other = self._store.other_slot()
         if not self._store.is_whole(other, digest):
             self._store.erase(other)
+        self._store.drop_orphans()
         try:
             self._store.mirror()
         except (OSError, StoreError) as error:
             # The model in use is whole; only its spare copy is missing until the next job.
             log.warning("no second copy of the model could be made: %s", error)
 
+    def sweep(self, unfinished: Sequence[Job]) -> None:
+        """Destroy what no job needs any more, as after a damaged journal; for the start, with a whole model in use."""
+        if not unfinished:
+            self._store.erase(CANDIDATE)
+        if not any(job.kind == MODEL_JOB for job in unfinished):
+            self._store.erase(INCOMING)
+        self._store.drop_orphans()
+        needed = tuple(job.digest.hex()[:16] for job in unfinished)
+        for name in self._ring.names():
+            if name.startswith("checkpoint-") and not name.removeprefix("checkpoint-").startswith(needed):
+                self._ring.destroy(name)
+        work = self._config.home / "work"
+        for path in work.iterdir() if work.is_dir() else ():
+            # What a worker left that was killed while it wrote has a name that begins with a dot.
+            if not path.name.lstrip(".").startswith(needed):
+                path.unlink(missing_ok=True)
+
     def clean_up(self, job_digest: bytes) -> None:
         """Drop the candidate slot and the checkpoints of a job that has ended."""
         self._store.erase(CANDIDATE)
         self._drop_checkpoints(job_digest.hex()[:16])
-
-    def sweep(self) -> None:
-        """With no job to take up again: drop what a journal that was lost, or never written, left of others."""
-        self._store.erase(CANDIDATE)
-        self._store.erase(INCOMING)
-        self._drop_checkpoints("")
 
     def _drop_checkpoints(self, job: str) -> None:
         for name in self._ring.names():

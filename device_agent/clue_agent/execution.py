@@ -163,7 +163,8 @@ class Execution:
             receipt.ua_after.CopyFrom(pb.Accuracy(correct=entry.ua_correct, samples=entry.ua_samples))
             receipt.method = entry.method
         else:
-            # A journal that was lost after the switch took the rest of the job with it.
+            # A journal that was lost after the switch took the rest of the job with it; or the device was set up
+            # with a model that lacked the class already. Later base models may not.
             eraser.remember(receipt)
         eraser.erase_old_model()
         receipt.outcome = pb.OUTCOME_SUCCEEDED

@@ -38,6 +38,8 @@ RECEIVED, VERIFIED, STARTED, EVALUATED, SWAPPED, ERASED, RECEIPTED, DELIVERED = 
     "receipted",
     "delivered",
 )
+# Kind of the jobs that bring a base model in.
+MODEL_JOB = "model"
 _KEEP_REFUSED = 1000
 # Given back to the file system when it is full, so that work that was begun can be recorded to its end.
 _RESERVE_BYTES = 1 << 20

@@ -1,15 +1,20 @@
 """What a device is and does: from its running daemon, and from its home where none runs."""
 
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from clue_agent.agent import Agent
 from clue_agent.config import AgentConfig
 from clue_agent.errors import AgentError, ConfigError
+from clue_agent.journal import Journal
 from clue_agent.observe import JournalReader, read_model
 from clue_agent.setup import load_trust
+from clue_protocol.files import HomeLock
+from clue_protocol.keys import load_signing_key
 from clue_protocol.v1 import agent_pb2, agent_pb2_grpc
 from clue_protocol.v1 import forget_pb2 as pb
 
@@ -102,18 +107,24 @@ def ask_daemon(config: AgentConfig) -> agent_pb2.GetStatusResponse | None:
 
 
 def update_model(config: AgentConfig, bundle: Path) -> agent_pb2.UpdateModelResponse:
-    """Hand a base model to the running daemon; AgentError if none runs or it refuses."""
-    try:
+    """Hand a base model to the running daemon, or leave it for its next start; AgentError if it is refused."""
+    with suppress(OSError):
         socket = (config.home / "agent.socket-path").read_text(encoding="utf-8").strip()
-        with grpc.insecure_channel(f"unix:{socket}") as channel:
-            stub = agent_pb2_grpc.AgentServiceStub(channel)
-            return stub.UpdateModel(agent_pb2.UpdateModelRequest(bundle=str(bundle.resolve())), timeout=120)
-    except OSError:
-        raise AgentError("the agent is not running: start it with 'clue-agent run'") from None
-    except grpc.RpcError as error:
-        if error.code() == grpc.StatusCode.UNAVAILABLE:
-            raise AgentError("the agent is not running: start it with 'clue-agent run'") from None
-        raise AgentError(str(error.details())) from None
+        try:
+            with grpc.insecure_channel(f"unix:{socket}") as channel:
+                stub = agent_pb2_grpc.AgentServiceStub(channel)
+                return stub.UpdateModel(agent_pb2.UpdateModelRequest(bundle=str(bundle.resolve())), timeout=120)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.UNAVAILABLE:
+                raise AgentError(str(error.details())) from None
+    # The daemon does not start where no slot holds a whole model: this is the way out.
+    with ExitStack() as stack:
+        lock = HomeLock(config.home)
+        lock.acquire()
+        stack.callback(lock.release)
+        journal = Journal(config.journal)
+        stack.callback(journal.close)
+        return Agent(config, load_trust(config), load_signing_key(config.receipt_key), journal).update_model(bundle)
 
 
 def _last(receipt: pb.Receipt | None) -> dict[str, str] | None:

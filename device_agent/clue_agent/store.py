@@ -197,6 +197,16 @@ class ModelStore:
         fsync_folder(self.root)
         return destroyed
 
+    def drop_orphans(self) -> int:
+        """Destroy the keys of models that no slot names, such as of a slot whose ``key-id`` rotted; how many."""
+        # The keys first: who fills a slot names its key before there is one.
+        keys = [name for name in self.ring.names() if name.startswith("model-")]
+        named = set()
+        for slot in (*_SLOTS, CANDIDATE, INCOMING):
+            with suppress(SealError):
+                named.add(self._key_id(slot))
+        return self.ring.destroy_all([name for name in keys if name not in named])
+
     def mirror(self) -> None:
         """Make the slot that is not in use a second copy of the model in use, under another key."""
         stored = self.read()

@@ -33,13 +33,13 @@ from clue.errors import (
 from clue.evaluate import Accuracy, evaluate_classes
 from clue.metering import measure_idle
 from clue.methods import get_method, make_hyperparameters
-from clue.spec import ModelSpec
+from clue.spec import SPEC_FILE, ModelSpec
 from clue_agent.calibration import FREE_ENERGY_THRESHOLD, free_energy, free_energy_threshold
 from clue_agent.checkpoint import SealedCheckpoint
 from clue_agent.errors import AgentError
 from clue_agent.sealed import KeyRing
 from clue_agent.sealed_images import SealedImages
-from clue_agent.store import CANDIDATE, ModelStore
+from clue_agent.store import CANDIDATE, ModelStore, StoredModel
 from clue_agent.vault import Vault
 
 _CALIBRATION_QUANTILE = 0.95
@@ -97,6 +97,8 @@ class Worker:
             stored.spec, stored.digest, stored.weights, allowed_factories=job["allowed_factories"]
         )
         names = job["forget"]
+        if not names:
+            return self._check(bundle.model, stored)
         indices = [stored.spec.class_index(name) for name in names]
         holdout = self._holdout(stored.spec, names)
         _progress("evaluating", 0.02)
@@ -109,6 +111,22 @@ class Worker:
                 "ra_after": _counts(ra_before),
             }
         return result | self._forget(bundle.model, stored.spec, names, holdout, indices)
+
+    def _check(self, model: torch.nn.Module, stored: StoredModel) -> dict[str, Any]:
+        """A base model in which nothing has to be forgotten: make it the candidate if an app could use it."""
+        with torch.no_grad():
+            weights = all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+            logits = model(torch.zeros(1, 3, *stored.spec.input_size))
+        if not weights or logits.shape != (1, len(stored.spec.classes)) or not bool(logits.isfinite().all()):
+            raise BundleError(f"the model {stored.digest[:16]} does not give {len(stored.spec.classes)} finite logits")
+        try:
+            calibration = self._calibrate(model, self._holdout(stored.spec, ()), stored.spec)
+        except DataError:
+            calibration = {}  # no image of its classes: apps do without a threshold
+        _progress("saving", 0.95)
+        text = (self._store.slot(stored.slot) / SPEC_FILE).read_bytes()
+        self._store.write(CANDIDATE, text, stored.weights, calibration)
+        return {}
 
     def _forget(
         self,

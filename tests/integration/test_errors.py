@@ -185,9 +185,10 @@ def test_run_with_a_missing_or_damaged_model(enrolled: Installation) -> None:
     home = enrolled.root / "copy"
     shutil.copytree(enrolled.device("pi-1"), home, symlinks=True)
     config = str(home / "agent.toml")
-    weights = next((home / "model" / "a").glob("*.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-100])
-    assert weights.name in one_line(enrolled.agent("run", "--config", config), 1)
+    for slot in "ab":
+        weights = home / "model" / slot / "weights.sealed"
+        weights.write_bytes(weights.read_bytes()[:-100])
+    assert "update-model" in one_line(enrolled.agent("run", "--config", config), 1)
     shutil.rmtree(home / "model")
     assert "clue-agent init" in one_line(enrolled.agent("run", "--config", config), 1)
     assert "does not exist" in one_line(enrolled.agent("run", "--config", str(home / "none.toml")), 1)

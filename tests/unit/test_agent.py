@@ -1,6 +1,7 @@
 """The agent: what it refuses, what it does, and what is left of a model when something goes wrong."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import shutil
@@ -18,6 +19,7 @@ from securesystemslib.signer import CryptoSigner
 
 import clue
 from clue_agent import base_model as base_model_module
+from clue_agent import erasing as erasing_module
 from clue_agent import execution as execution_module
 from clue_agent import intake as intake_module
 from clue_agent import job as job_module
@@ -34,10 +36,12 @@ from clue_agent.journal import EVALUATED, STEPS, Journal
 from clue_agent.limits import LimitsConfig
 from clue_agent.retention import VaultLimits
 from clue_agent.sealed import KeyRing
-from clue_agent.store import CANDIDATE, ModelStore
+from clue_agent.status import update_model
+from clue_agent.store import CANDIDATE, INCOMING, ModelStore
 from clue_agent.vault import Vault
 from clue_protocol.documents import Trust
 from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, envelope_digest, open_message, sign_message
+from clue_protocol.keys import create_signing_key
 from clue_protocol.v1 import agent_pb2
 from clue_protocol.v1 import forget_pb2 as pb
 
@@ -772,6 +776,99 @@ def test_a_base_model_with_nothing_to_forget_goes_live_as_it_is(
     (fresh / "model.safetensors").write_bytes(b"rot")
     with pytest.raises(AgentError, match="digest"):
         agent.update_model(fresh)
+
+
+def test_a_base_model_that_no_app_could_use_stays_out(device: Device, bundle: clue.ModelBundle, tmp_path: Path) -> None:
+    before = device.digest
+    for parameter in bundle.model.parameters():
+        parameter.data.fill_(float("nan"))
+    clue.save_bundle(tmp_path / "fresh", bundle.model, bundle.spec)
+    agent = device.boot()
+    agent.update_model(tmp_path / "fresh")
+    wait_until(lambda: agent.idle)
+    assert device.digest == before
+    assert {p.name for p in agent.store.root.iterdir()} == {"a", "b", "current"}
+
+
+def test_what_the_first_model_lacked_already_stays_forgotten(
+    device: Device, bundle: clue.ModelBundle, bundle_dir: Path, tmp_path: Path, worker: FakeWorker
+) -> None:
+    clue.save_bundle(tmp_path / "without", bundle.model, bundle.spec.with_forgotten("green").with_forgotten("red"))
+    shutil.rmtree(device.config.store)
+    make_store(device.config).install(tmp_path / "without")
+    agent = device.boot()
+    assert deliver(agent, envelope()).outcome == pb.OUTCOME_SUCCEEDED
+    assert list(agent.forgotten.entries()) == ["red"]
+    assert list(agent.update_model(bundle_dir).to_forget) == ["red", "green"]
+    wait_until(lambda: agent.idle)
+    assert set(agent.store.read().spec.forgotten) == {"red", "green"}
+
+
+def test_a_new_base_model_is_the_way_out_of_two_damaged_slots(
+    device: Device, bundle_dir: Path, worker: FakeWorker
+) -> None:
+    config = device.config
+    agent = device.boot()
+    assert deliver(agent, envelope()).outcome == pb.OUTCOME_SUCCEEDED
+    device.shut_down()
+    for slot in "ab":
+        (config.store / slot / "weights.sealed").write_bytes(b"rot")
+    with pytest.raises(StoreError, match="update-model"):
+        device.boot()
+    device.shut_down()
+    create_signing_key(config.receipt_key)
+    (config.home / "trust.json").write_text(TRUST.to_json())
+    assert list(update_model(config, bundle_dir).to_forget) == ["red"]
+    device.boot()
+    assert make_store(config).read().spec.forgotten == ("red",)
+
+
+@pytest.mark.parametrize("unremovable", ["link", "error"])
+def test_originals_that_cannot_be_removed_hold_nobody_up(
+    device: Device, images_root: Path, tmp_path: Path, worker: FakeWorker, unremovable: str, monkeypatch: Any
+) -> None:
+    shutil.copytree(images_root / "train", tmp_path / "samples")
+    (tmp_path / "holdout").mkdir()
+    shutil.copytree(images_root / "test" / "green", tmp_path / "holdout" / "green")
+    (tmp_path / "holdout" / "red").symlink_to(images_root / "test" / "red")
+    update = {"samples": tmp_path / "samples", "holdout": tmp_path / "holdout", "keep_originals": False}
+    device.config = device.config.model_copy(update=update)
+    if unremovable == "error":
+
+        def read_only(folder: Path, name: str) -> int:
+            raise OSError(errno.EROFS, "Read-only file system", str(folder))
+
+        monkeypatch.setattr(erasing_module, "erase_originals", read_only)
+    receipt = deliver(device.boot(), envelope())
+    assert receipt.outcome == pb.OUTCOME_SUCCEEDED
+    assert (receipt.erasure.samples, receipt.erasure.originals) == (20, 0)
+    assert "originals are left" in receipt.erasure.detail
+    assert len(list((images_root / "test" / "red").iterdir())) == 10
+
+
+def test_the_start_destroys_what_no_job_needs(device: Device, bundle_dir: Path) -> None:
+    store, ring = make_store(device.config), KeyRing(device.config.keys)
+    text, weights = (bundle_dir / "model.json").read_bytes(), (bundle_dir / "model.safetensors").read_bytes()
+    for slot in (CANDIDATE, INCOMING):
+        store.write(slot, text, weights)
+    for name in ("model-b-0123", "checkpoint-0123-0"):
+        ring.create(name)
+    work = device.config.home / "work"
+    work.mkdir()
+    (work / "0123-0").write_bytes(b"a model that knows the class")
+    agent = device.boot()
+    assert {p.name for p in agent.store.root.iterdir()} == {"a", "b", "current"}
+    assert [name[:8] for name in ring.names()] == ["model-a-", "model-b-"]
+    assert not any(work.iterdir())
+
+
+def test_the_key_of_a_slot_that_lost_its_name_goes_with_the_old_model(device: Device, worker: FakeWorker) -> None:
+    old = set(KeyRing(device.config.keys).names())
+    (device.config.store / "b" / "key-id").write_bytes(b"")
+    agent = device.boot(start=False)
+    agent._thread.start()
+    assert deliver(agent, envelope()).erasure.old_model
+    assert not old & set(KeyRing(device.config.keys).names())
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

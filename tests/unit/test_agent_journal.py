@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import settings
@@ -189,7 +190,8 @@ class JournalMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.journal = Journal(Path(":memory:"))
+        self.folder = TemporaryDirectory()  # the journal keeps a reserve beside its file, even for ":memory:"
+        self.journal = Journal(Path(self.folder.name) / "journal.sqlite")
         self.receipts: dict[bytes, bytes] = {}
         self.jobs: dict[str, bytes] = {}
 
@@ -237,6 +239,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.journal.close()
+        self.folder.cleanup()
 
 
 TestJournalMachine = JournalMachine.TestCase

@@ -27,9 +27,9 @@ from typer.testing import CliRunner
 from clue.spec import ModelSpec
 from clue_agent import doctor_home, doctor_machine, doctor_network, exporter, logs
 from clue_agent.cli import app
-from clue_agent.config import AgentConfig, config_text
+from clue_agent.config import AgentConfig, config_text, load_config
 from clue_agent.doctor import Finding, Level, examine, fail, healthy, ok, warn
-from clue_agent.errors import AgentError
+from clue_agent.errors import AgentError, ConfigError
 from clue_agent.flower import OnDemand
 from clue_agent.notify import Notifier, wait
 from clue_agent.observe import JournalReader
@@ -264,6 +264,21 @@ def test_a_good_home_has_no_findings(config: AgentConfig) -> None:
     assert {"model slot a", "model slot b", "journal", "samples", "holdout", "disk", "receipt key"} <= set(
         levels(found)
     )
+
+
+def test_without_a_holdout_folder_the_samples_are_what_is_split(config: AgentConfig, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    shared = config.model_copy(update={"samples": tmp_path / "empty", "holdout": None})
+    found = [f for f in doctor_home.images(shared) if f.check == "holdout"]
+    assert [f.level for f in found] == [Level.FAIL]
+    assert f"{tmp_path / 'empty'}/<class>/" in found[0].advice
+
+
+def test_a_home_of_an_earlier_version_is_one_line_with_the_way_out(config: AgentConfig) -> None:
+    (config.home / "agent.toml").write_text('device_id = "cam-1"\nsamples = "s"\n[work]\ntimeout_seconds = 60\n')
+    (config.store / "a" / "model.safetensors").write_bytes(b"in the clear")
+    with pytest.raises(ConfigError, match=r"earlier version.*clue-agent init --model"):
+        load_config(config.home / "agent.toml")
 
 
 def test_every_damage_is_named_with_what_to_do(config: AgentConfig) -> None:
