@@ -72,7 +72,7 @@ class Eraser:
             erasure.originals = max(0, counted["originals"] - left)
             if problems:
                 log.error("images of %r are left: %s", name, "; ".join(problems))
-                detail += f"; originals are left: {left} files could NOT be removed: {problems[0]}"
+                detail += f"; originals are left: {left} original files could NOT be removed: {problems[0]}"
         erasure.detail = detail
         return erasure
 
