@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 import clue
+from clue_agent import cli_operation
 from clue_agent.config import AgentConfig, WorkConfig, load_config
 from clue_agent.errors import AgentError
+from clue_agent.retention import VaultLimits
 from clue_protocol.documents import check_name
 from clue_protocol.errors import DocumentError, ProtocolError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(cli_operation.app)
 
 Config = Annotated[Path, typer.Option("--config", help="The agent's configuration file.")]
 _DEFAULT_CONFIG = Path("~/.clue/agent/agent.toml")
@@ -26,7 +27,15 @@ def init(
     device: Annotated[str, typer.Option("--device", help="Name of this device.")],
     model: Annotated[Path, typer.Option("--model", help="Model bundle to start with.")],
     samples: Annotated[Path, typer.Option("--samples", help="Folder <class>/*.png|jpg: what may be used to forget.")],
-    holdout: Annotated[Path, typer.Option("--holdout", help="The same shape: images only used to measure.")],
+    holdout: Annotated[
+        Path | None,
+        typer.Option(
+            "--holdout", help="The same shape: images only used to measure. [default: a share of the samples]"
+        ),
+    ] = None,
+    keep_originals: Annotated[
+        bool, typer.Option("--keep-originals", help="Leave images in the samples folder after they were sealed.")
+    ] = False,
     home: Annotated[Path, typer.Option("--home", help="Folder to make.")] = Path("~/.clue/agent"),
     threads: Annotated[int, typer.Option("--threads", min=1, max=64, help="CPU threads for unlearning.")] = 1,
 ) -> None:
@@ -38,17 +47,21 @@ def init(
     except DocumentError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from None
     for name, folder in (("--samples", samples), ("--holdout", holdout)):
-        if not folder.is_dir():
+        if folder is not None and not folder.is_dir():
             raise typer.BadParameter(f"{folder} is not a folder", param_hint=name)
     config = AgentConfig(
         device_id=device,
         samples=samples.resolve(),
-        holdout=holdout.resolve(),
+        holdout=holdout.resolve() if holdout is not None else None,
+        keep_originals=keep_originals,
+        vault=VaultLimits(holdout_share=0.0 if holdout is not None else VaultLimits().holdout_share),
         work=WorkConfig(threads=threads),
         home=home.expanduser().resolve(),
     )
     initialise(config, model)
     print(f"device {device} is set up in {config.home}")
+    if not keep_originals:
+        print(f"images put into {config.samples} are sealed and then removed there; --keep-originals leaves them")
     print(f"next: give {config.enrolment} to 'clue-coordinator device add'")
 
 
@@ -78,32 +91,19 @@ def run(config: Config = _DEFAULT_CONFIG) -> None:
     run_daemon(load_config(config.expanduser()))
 
 
-@app.command()
-def status(config: Config = _DEFAULT_CONFIG) -> None:
-    """What this device is and does."""
-    import grpc
+@app.command("update-model")
+def update_model(
+    bundle: Annotated[Path, typer.Argument(help="Bundle of the new base model.")],
+    config: Config = _DEFAULT_CONFIG,
+) -> None:
+    """Bring a new base model live, once it has forgotten what this device has forgotten."""
+    from clue_agent.status import update_model as ask
 
-    from clue_protocol.v1 import agent_pb2, agent_pb2_grpc
-
-    loaded = load_config(config.expanduser())
-    try:
-        socket = (loaded.home / "agent.socket-path").read_text().strip()
-        with grpc.insecure_channel(f"unix:{socket}") as channel:
-            answer = agent_pb2_grpc.AgentServiceStub(channel).GetStatus(agent_pb2.GetStatusRequest(), timeout=5)
-    except OSError:
-        raise AgentError("the agent is not running: start it with 'clue-agent run'") from None
-    except grpc.RpcError as error:
-        if error.code() == grpc.StatusCode.UNAVAILABLE:
-            raise AgentError("the agent is not running: start it with 'clue-agent run'") from None
-        raise AgentError(f"the agent answered: {error.details()}") from None
-    table = Table.grid(padding=(0, 2))
-    table.add_row("device", answer.device_id)
-    table.add_row("fleet", answer.fleet)
-    table.add_row("model", f"{answer.model_digest[:16]} ({len(answer.classes)} classes)")
-    table.add_row("forgotten", ", ".join(answer.forgotten) or "nothing")
-    busy = f"{answer.active_request_id}: {answer.progress.stage} {100 * answer.progress.fraction:.0f} %"
-    table.add_row("working on", busy if answer.active_request_id else "nothing")
-    Console().print(table)
+    answer = ask(load_config(config.expanduser()), bundle)
+    names = ", ".join(answer.to_forget)
+    print(
+        f"model {answer.model_digest[:12]} is taken in" + (f"; before it goes live it forgets {names}" if names else "")
+    )
 
 
 @app.callback(invoke_without_command=True)

@@ -8,6 +8,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from clue_agent.errors import ConfigError
+from clue_agent.limits import LimitsConfig
+from clue_agent.retention import VaultLimits
 from clue_protocol.documents import check_name
 from clue_protocol.errors import DocumentError
 
@@ -19,7 +21,6 @@ class WorkConfig(BaseModel):
 
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     nice: Annotated[int, Field(ge=0, le=19)] = 10
-    timeout_seconds: Annotated[float, Field(gt=0)] = 3600.0
     batch_size: Annotated[int, Field(ge=1)] = 64
     # Importable model factories (module:function) that a bundle may name.
     allowed_factories: tuple[str, ...] = ()
@@ -33,9 +34,20 @@ class AgentConfig(BaseModel):
     device_id: str
     # Folder with one sub-folder of images per class: what may be used to forget.
     samples: Path
-    # The same shape: images that are only ever used to measure.
-    holdout: Path
+    # The same shape: images that are only ever used to measure. Without it a share of the samples is set aside.
+    holdout: Path | None = None
+    # Leave images in the samples folder after they were sealed, and do not erase them with the class.
+    keep_originals: bool = False
     work: WorkConfig = WorkConfig()
+    limits: LimitsConfig = LimitsConfig()
+    vault: VaultLimits = VaultLimits()
+    # A base model that loses more than this by forgetting again stays out.
+    max_update_ra_drop: Annotated[float, Field(ge=0, le=1)] = 0.05
+    # Port on 127.0.0.1 for Prometheus; 0 is off.
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    # How long Flower's SuperExec stays after the last message; inf keeps it (about 100 MB) for ever. Longer than
+    # a message lives (120 s), so that none can be left behind by one that was ended while it was still starting.
+    superexec_linger_seconds: Annotated[float, Field(ge=10)] = 180.0
     home: Path = Field(default=Path(), exclude=True)
 
     @field_validator("device_id")
@@ -50,6 +62,16 @@ class AgentConfig(BaseModel):
     def store(self) -> Path:
         """The model store."""
         return self.home / "model"
+
+    @property
+    def keys(self) -> Path:
+        """Keys of everything that is sealed, one file each."""
+        return self.home / "keys"
+
+    @property
+    def vault_folder(self) -> Path:
+        """Sealed samples."""
+        return self.home / "vault"
 
     @property
     def receipt_key(self) -> Path:
@@ -94,15 +116,21 @@ def load_config(path: Path) -> AgentConfig:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     home = path.resolve().parent
     data.pop("home", None)
+    if any((home / "model" / slot / "model.safetensors").exists() for slot in ("a", "b")):
+        raise ConfigError(
+            f"{home} was made by an earlier version, whose model lies there in the clear: make another home with "
+            f"'clue-agent init --model {home / 'model' / 'current'} --home NEW', enrol it, then delete this one"
+        )
     try:
         config = AgentConfig.model_validate({**data, "home": home})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
-    return config.model_copy(update={"samples": home / config.samples, "holdout": home / config.holdout})
+    holdout = home / config.holdout if config.holdout is not None else None
+    return config.model_copy(update={"samples": home / config.samples, "holdout": holdout})
 
 
 def config_text(config: AgentConfig) -> str:
     """The TOML text of a configuration."""
-    return tomli_w.dumps(config.model_dump(mode="json"))
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

@@ -13,6 +13,22 @@ class StoreError(AgentError):
     """The model store is missing or no slot in it holds a whole model."""
 
 
+class JournalWriteError(AgentError):
+    """The journal cannot be written: the disk is full, read-only or failing. Nothing was recorded."""
+
+
+class SealError(AgentError):
+    """A sealed file is damaged, or its key was destroyed."""
+
+
+class VaultError(AgentError):
+    """The vault of samples cannot be opened, read or written, or a class in it is just being erased."""
+
+
+class SampleRefusedError(AgentError, ValueError):
+    """What was offered as a sample is no usable image, or its class must not be stored."""
+
+
 class RequestRejectedError(AgentError):
     """A request must not be worked on; carries the reason that goes into the receipt."""
 

@@ -37,6 +37,21 @@ def refusal(
     return receipt
 
 
+def begin(request: pb.ForgetRequest, device_id: str, fleet: str, digest: bytes, model: str) -> pb.Receipt:
+    """A receipt for a request that is worked on, before anything is known."""
+    return pb.Receipt(
+        request_id=request.request_id,
+        device_id=device_id,
+        fleet=fleet,
+        request_digest=digest,
+        forget_class=request.forget_class,
+        seed=request.seed,
+        model_digest_before=model,
+        model_digest_after=model,
+        software_version=clue.__version__,
+    )
+
+
 def add_result(receipt: pb.Receipt, result: dict[str, Any]) -> None:
     """Copy what the worker measured into ``receipt``."""
     for name in ("ua_before", "ua_after", "ra_before", "ra_after"):
@@ -46,23 +61,23 @@ def add_result(receipt: pb.Receipt, result: dict[str, Any]) -> None:
         receipt.method = result["method"]
         receipt.hyperparameters_json = json.dumps(result["hyperparameters"], sort_keys=True)
         receipt.unlearning_seconds = result["seconds"]
-        receipt.energy.CopyFrom(pb.Energy(**result["energy"]))
+        known = pb.Energy.DESCRIPTOR.fields_by_name  # a reading says more than a receipt carries
+        receipt.energy.CopyFrom(pb.Energy(**{name: value for name, value in result["energy"].items() if name in known}))
         receipt.peak_memory_bytes = result["peak_memory_bytes"]
-        receipt.forget_samples = len(result["samples"])
+        receipt.forget_samples = result["samples"]
 
 
-def commit_to_samples(paths: list[str], opening: Path) -> bytes:
-    """SHA-256 over a random salt and the sorted SHA-256 of each file; salt and digests go to ``opening``.
+def commit_to_samples(digests: list[str], opening: Path) -> bytes:
+    """SHA-256 over a random salt and the sorted SHA-256 (hex) of each image; salt and digests go to ``opening``.
 
     With that file, which stays on the device, the owner can later prove which images were used; without
-    it the commitment tells nobody whether a known image was among them. OSError if a file is gone.
+    it the commitment tells nobody whether a known image was among them.
     """
     salt = os.urandom(32)
-    digests = sorted(hashlib.sha256(Path(path).read_bytes()).digest() for path in paths)
     private_folder(opening.parent)
-    body = {"salt": salt.hex(), "samples_sha256": [digest.hex() for digest in digests]}
+    body = {"salt": salt.hex(), "samples_sha256": sorted(digests)}
     write_atomic(opening, json.dumps(body).encode(), mode=0o600)
-    return hashlib.sha256(salt + b"".join(digests)).digest()
+    return hashlib.sha256(salt + b"".join(bytes.fromhex(digest) for digest in sorted(digests))).digest()
 
 
 def sign_receipt(receipt: pb.Receipt, signer: Signer) -> bytes:

@@ -33,6 +33,16 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             raise
 
+    def UpdateModel(
+        self, request: agent_pb2.UpdateModelRequest, context: grpc.ServicerContext
+    ) -> agent_pb2.UpdateModelResponse:
+        """See agent.proto."""
+        try:
+            return self._agent.update_model(Path(request.bundle))
+        except AgentError as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            raise
+
 
 def serve(agent: Agent, socket: Path) -> grpc.Server:
     """Start the service; the caller stops it."""

@@ -10,6 +10,7 @@ import clue
 from clue.errors import BundleError
 from clue_agent.config import AgentConfig, config_text
 from clue_agent.errors import AgentError, ConfigError
+from clue_agent.sealed import KeyRing
 from clue_agent.store import ModelStore
 from clue_protocol.documents import Enrolment, Trust
 from clue_protocol.errors import DocumentError
@@ -44,7 +45,7 @@ def initialise(config: AgentConfig, model: Path) -> Enrolment:
 def _fill(config: AgentConfig, model: Path, existed: bool) -> Enrolment:
     home = config.home
     try:
-        store = ModelStore(config.store)
+        store = ModelStore(config.store, KeyRing(config.keys))
         store.install(model)
         spec, digest = store.spec()
         signer = create_signing_key(config.receipt_key)
@@ -72,6 +73,7 @@ def _fill(config: AgentConfig, model: Path, existed: bool) -> Enrolment:
 
 def _undo(config: AgentConfig, keep_home: bool) -> None:
     shutil.rmtree(config.store, ignore_errors=True)
+    shutil.rmtree(config.keys, ignore_errors=True)
     for path in (config.receipt_key, config.supernode_key, config.enrolment, config.home / LOCK_FILE):
         path.unlink(missing_ok=True)
     if not keep_home:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,12 +24,18 @@ def fsync_folder(folder: Path) -> None:
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace ``path`` by ``data``: readers see the old file or the new one, also after a power cut."""
+    write_atomic_stream(path, (data,), mode)
+
+
+def write_atomic_stream(path: Path, pieces: Iterable[bytes], mode: int = 0o644) -> None:
+    """:func:`write_atomic` for what should not be in memory at once."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             os.fchmod(stream.fileno(), mode)
-            stream.write(data)
+            for piece in pieces:
+                stream.write(piece)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)

@@ -61,6 +61,7 @@ class Supervisor:
         env: environment of the child.
         log_file: where its output goes, rotated at 1 MB.
         on_exit: called with the exit code each time it ends by itself.
+        on_line: called with every line it prints, from a thread of its own; must not block.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class Supervisor:
         env: Mapping[str, str],
         log_file: Path,
         on_exit: Callable[[int], None] | None = None,
+        on_line: Callable[[str], None] | None = None,
     ) -> None:
         self._name = name
         self._command = command
         self._env = env
         self._log_file = log_file
         self._on_exit = on_exit
+        self._on_line = on_line
         self._process: subprocess.Popen[bytes] | None = None
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -157,5 +160,7 @@ class Supervisor:
         with suppress(OSError, ValueError):
             for line in process.stdout:
                 text = line.decode(errors="replace").rstrip("\n")
+                if self._on_line is not None:
+                    self._on_line(text)
                 handler.emit(logging.makeLogRecord({"msg": text}))
         handler.close()

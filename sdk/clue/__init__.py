@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from clue._forget import ForgetResult as ForgetResult
     from clue._forget import Progress as Progress
     from clue._forget import forget as forget
+    from clue._synthesise_class import synthesise_class as synthesise_class
     from clue.bundle import ModelBundle as ModelBundle
     from clue.bundle import load_bundle as load_bundle
     from clue.bundle import save_bundle as save_bundle
@@ -32,13 +33,17 @@ if TYPE_CHECKING:
     from clue.evaluate import evaluate_classes as evaluate_classes
     from clue.methods import available_methods as available_methods
     from clue.methods import register_method as register_method
+    from clue.methods._checkpoint import Checkpoint as Checkpoint
+    from clue.methods._checkpoint import FileCheckpoint as FileCheckpoint
     from clue.spec import ModelSpec as ModelSpec
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "Accuracy": "clue.evaluate",
+    "Checkpoint": "clue.methods._checkpoint",
     "ClueError": "clue.errors",
+    "FileCheckpoint": "clue.methods._checkpoint",
     "ForgetDivergedError": "clue.errors",
     "ForgetReport": "clue._forget",
     "ForgetResult": "clue._forget",
@@ -47,6 +52,7 @@ _EXPORTS = {
     "Progress": "clue._forget",
     "available_methods": "clue.methods",
     "evaluate_classes": "clue.evaluate",
+    "synthesise_class": "clue._synthesise_class",
     "forget": "clue._forget",
     "load_bundle": "clue.bundle",
     "register_method": "clue.methods",

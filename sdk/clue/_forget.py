@@ -16,12 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 from clue import _doubt as doubt
 from clue.bundle import parameters_are_finite
 from clue.errors import ForgetDivergedError, ForgetInputError
-from clue.metering import EnergyReading, measure_energy
+from clue.metering import EnergyReading, IdleBaseline, measure_energy
 from clue.metering.memory import peak_memory
 from clue.methods import get_method, make_hyperparameters
 from clue.methods._batch import last_line
+from clue.methods._checkpoint import Checkpoint, TensorDigest
 from clue.methods._job import ForgetJob, Progress
 from clue.methods._registry import Hyperparameters, Method
+from clue.methods._resumption import Resumption, identity
 
 __all__ = ["ForgetReport", "ForgetResult", "Progress", "forget"]
 
@@ -49,8 +51,10 @@ class ForgetReport:
         energy: joules, their source and uncertainty.
         peak_memory_bytes: highest resident memory of this process during the run.
         weights_changed: share of trainable weights that differ from the original.
-        warnings: what looks wrong though nothing failed, one line each: so far only that the original
-            takes many of the forget images for another class (see :mod:`clue._doubt` for the rule).
+        warnings: what looks wrong though nothing failed, one line each: that the original takes many of the forget
+            images for another class (see :mod:`clue._doubt` for the rule), or why a checkpoint was of no use.
+        resumed_at: share of the planned work that a checkpoint brought, in [0, 1]; 0.0 if the run started at its
+            beginning. ``seconds``, ``cpu_seconds`` and ``energy`` are those spent since then.
     """
 
     method: str
@@ -68,6 +72,7 @@ class ForgetReport:
     peak_memory_bytes: int
     weights_changed: float = field(default=0.0)
     warnings: tuple[str, ...] = ()
+    resumed_at: float = 0.0
 
     @property
     def joules(self) -> float:
@@ -104,6 +109,8 @@ def forget(
     *,
     hyperparameters: Hyperparameters | Mapping[str, Any] | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    checkpoint: Checkpoint | None = None,
+    idle: IdleBaseline | None = None,
 ) -> ForgetResult:
     """Make a copy of ``model`` forget one class, given samples of that class only.
 
@@ -118,6 +125,10 @@ def forget(
         progress: called with a :class:`Progress` after every epoch.
         hyperparameters: settings of the method, as its dataclass or a mapping of overrides.
         batch_size: batch size where ``forget_data`` is a Dataset.
+        checkpoint: where to keep the state of the run, such as :class:`clue.FileCheckpoint`. If one of this very call
+            is there, the run goes on from it and gives, bit for bit, the model of a run that was never interrupted.
+            It holds activations of forget images: see docs/checkpoints.md.
+        idle: what the machine takes without this work (:func:`clue.metering.measure_idle`); subtracted from the energy.
 
     Raises:
         ForgetInputError: empty forget set, wrong labels or shapes, no such logit, frozen model.
@@ -133,10 +144,12 @@ def forget(
     device = _device_of(model)
     with _seeded(seed), _as_teacher(model):
         started, cpu_started = time.perf_counter(), time.process_time()
-        with peak_memory() as memory, measure_energy() as energy:
+        with peak_memory() as memory, measure_energy(baseline=idle) as energy:
             # Randomness of its own: what is drawn for the look must not change the run.
             with _seeded(seed):
-                seen = _look(model, forget_data, forget_class, batch_size, device)
+                looked_at = TensorDigest()
+                watch = looked_at.add if checkpoint is not None else None
+                seen = _look(model, forget_data, forget_class, batch_size, device, watch)
             student = copy.deepcopy(model).eval()
             job = ForgetJob(
                 student=student,
@@ -148,7 +161,10 @@ def forget(
                 on_progress=progress or (lambda _progress: None),
                 samples=len(seen),
             )
+            if checkpoint is not None:
+                job.resumption = Resumption(checkpoint, identity(job, method, asdict(settings), seed, looked_at))
             _run(chosen, job, settings)
+            job.resumption.finish(method)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
         if not parameters_are_finite(student):
             raise ForgetDivergedError("a weight is not finite after unlearning: lower the learning rate")
@@ -171,7 +187,8 @@ def forget(
             energy=energy.reading(),
             peak_memory_bytes=memory.peak_bytes,
             weights_changed=changed,
-            warnings=(warning,) if warning else (),
+            warnings=(*((warning,) if warning else ()), *job.resumption.warnings),
+            resumed_at=job.resumption.resumed_at,
         ),
     )
 
@@ -242,8 +259,18 @@ def _loader(data: Any, batch_size: int, generator: torch.Generator) -> "DataLoad
 
 
 @torch.no_grad()
-def _look(model: nn.Module, data: Any, forget_class: int, batch_size: int, device: torch.device) -> Tensor:
-    """Logits of the first forget images, shape (n, K); they must suit the model, which must have the logit."""
+def _look(
+    model: nn.Module,
+    data: Any,
+    forget_class: int,
+    batch_size: int,
+    device: torch.device,
+    watch: Callable[[Tensor], None] | None,
+) -> Tensor:
+    """Logits of the first forget images, shape (n, K); they must suit the model, which must have the logit.
+
+    ``watch`` is given the images, batch by batch.
+    """
     probe = ForgetJob(
         student=model,
         original=model,
@@ -258,6 +285,8 @@ def _look(model: nn.Module, data: Any, forget_class: int, batch_size: int, devic
         if not logits:
             _check_logits(model, images[:1], forget_class)
         logits.append(model(images[:left]).float())
+        if watch is not None:
+            watch(images[:left])
         left -= len(logits[-1])
         if left <= 0:
             break

@@ -1,5 +1,6 @@
 """Load and save model bundles (see :mod:`clue.spec`). No pickle is read or written anywhere."""
 
+import hashlib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
 from clue._head import HeadError, classifier_head
@@ -44,12 +45,36 @@ def load_bundle(folder: str | Path, *, allowed_factories: Collection[str] = ()) 
     return ModelBundle(model.eval(), spec, digest)
 
 
+def bundle_from_bytes(
+    spec: ModelSpec, digest: str, weights: bytes, *, allowed_factories: Collection[str] = ()
+) -> ModelBundle:
+    """Like :func:`load_bundle` for a bundle whose parts are in memory; the caller has checked the digests."""
+    model = build_model(spec, allowed_factories=allowed_factories)
+    try:
+        state = load(weights)
+    except SafetensorError as error:
+        raise BundleError(f"cannot read the weights: {error}") from None
+    _fill(model, state, "the weights")
+    return ModelBundle(model.eval(), spec, digest)
+
+
+def bundle_to_bytes(model: nn.Module, spec: ModelSpec) -> tuple[bytes, bytes]:
+    """The two files of a bundle, ``model.json`` and the weights, without writing either."""
+    weights = save(_state_of(model))
+    saved = replace(spec, weights_sha256=hashlib.sha256(weights).hexdigest())
+    return saved.to_json().encode(), weights
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a safetensors file into ``model``, every tensor in place and none left over."""
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"cannot read weights from {path}: {error}") from None
+    _fill(model, state, str(path))
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], path: str) -> None:
     own = model.state_dict()
     state = _present_names(state, own)
     missing = sorted(own.keys() - state.keys())
@@ -106,8 +131,7 @@ def save_bundle(folder: str | Path, model: nn.Module, spec: ModelSpec) -> ModelS
     """
     folder = Path(folder)
     weights = folder / WEIGHTS_FILE
-    # Tied parameters would be refused by safetensors, hence a copy of each.
-    state = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in model.state_dict().items()}
+    state = _state_of(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SPEC_FILE).unlink(missing_ok=True)
@@ -122,6 +146,11 @@ def save_bundle(folder: str | Path, model: nn.Module, spec: ModelSpec) -> ModelS
     except (OSError, SafetensorError) as error:
         raise BundleError(f"cannot write the model bundle {folder}: {error}") from None
     return saved
+
+
+def _state_of(model: nn.Module) -> dict[str, Tensor]:
+    # Tied parameters would be refused by safetensors, hence a copy of each.
+    return {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in model.state_dict().items()}
 
 
 def parameters_are_finite(model: nn.Module) -> bool:

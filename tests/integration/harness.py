@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -98,8 +99,10 @@ class Installation:
         return process.pid
 
     def add_device(self, name: str, model: Path, samples: Path, holdout: Path) -> None:
-        """Set up a device and admit it; its agent is not started."""
+        """Set up a device and admit it; its agent is not started. It gets copies of the images, which are its own."""
         home = self.device(name)
+        samples = Path(shutil.copytree(samples, self.root / f"{name}-samples"))
+        holdout = Path(shutil.copytree(holdout, self.root / f"{name}-holdout"))
         succeed(
             self.agent(
                 *("init", "--device", name, "--home", str(home), "--model", str(model)),

@@ -22,7 +22,7 @@ STRONG = {
     "boundary_shrinking": {"lr": 0.1, "momentum": 0.0},
     "clue": {
         "lr": 0.1, "noise_level": 5.0, "noise_cells": 0, "epochs": 40, "max_steps": 0, "clip_norm": 0.0,
-        "kd_weight": 1.0, "energy": "logsumexp", "energy_weight": 0.01,
+        "kd_weight": 1.0, "energy_weight": 0.01, "mask_level": 0.1,
     },
     "delete": {"lr": 0.1, "epochs": 10},
     "gradient_ascent": {"lr": 0.5, "epochs": 40},

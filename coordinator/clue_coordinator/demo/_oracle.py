@@ -1,5 +1,6 @@
 """The Retrain oracle beside the fleet: the same net and recipe, from scratch, without the class."""
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,17 @@ class OracleResult:
     source: str
 
 
+def keep_holdouts(data: DemoData, root: Path) -> DemoData:
+    """The same data with copies of the holdouts: a device erases its own once the class is forgotten."""
+    kept = [
+        (samples, Path(shutil.copytree(holdout, root / "oracle-holdouts" / str(number))))
+        for number, (samples, holdout) in enumerate(data.devices)
+    ]
+    return replace(data, devices=kept)
+
+
 def retrain(data: DemoData, root: Path, console: Console) -> OracleResult:
-    """Train the oracle, or load the weights of one that was trained before, and evaluate it."""
+    """Train the oracle, or load the weights of one that was trained before, and evaluate it on ``data``'s holdouts."""
     bundle = clue.load_bundle(data.bundle)
     index = bundle.spec.class_index(data.forget_class)
     if data.archive is None:

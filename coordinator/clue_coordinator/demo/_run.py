@@ -17,7 +17,7 @@ from rich.table import Table
 
 from clue_coordinator.config import load_config
 from clue_coordinator.demo._data import DemoData, choose, prepare
-from clue_coordinator.demo._oracle import OracleResult, retrain
+from clue_coordinator.demo._oracle import OracleResult, keep_holdouts, retrain
 from clue_coordinator.demo._processes import Fleet
 from clue_coordinator.errors import ConflictError, CoordinatorError
 from clue_coordinator.render import energy_text
@@ -41,6 +41,7 @@ def run_demo(
         console.print(
             f"[bold]{devices} device(s)[/] with {_source(chosen)} will forget [bold magenta]{chosen.forget_class}[/]"
         )
+        yardstick = keep_holdouts(chosen, root) if oracle else chosen
         fleet = stack.enter_context(Fleet(root, FLEET))
         with console.status("starting the coordinator, the SuperLink and the agents"):
             fleet.start_coordinator()
@@ -55,7 +56,7 @@ def run_demo(
         if not result_file.is_file():
             raise CoordinatorError("the request was not made: see the line above")
         request = json.loads(result_file.read_text(encoding="utf-8"))
-        measured = retrain(chosen, root, console) if oracle else None
+        measured = retrain(yardstick, root, console) if oracle else None
         result = {
             "request_id": request["request_id"],
             "state": request["state"],

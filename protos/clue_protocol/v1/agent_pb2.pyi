@@ -118,12 +118,20 @@ class GetStatusResponse(_message.Message):
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     ACTIVE_REQUEST_ID_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    REPAIRED_FIELD_NUMBER: _builtins.int
+    UNFINISHED_JOBS_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     fleet: _builtins.str
     software_version: _builtins.str
     model_digest: _builtins.str
     active_request_id: _builtins.str
     """Request being worked on; empty when idle."""
+    held: _builtins.str
+    """Why the work is paused ("hot: 84 C"); empty while it is not."""
+    repaired: _builtins.str
+    """What was repaired at the start; empty if nothing was."""
+    unfinished_jobs: _builtins.int
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -141,11 +149,60 @@ class GetStatusResponse(_message.Message):
         forgotten: _abc.Iterable[_builtins.str] | None = ...,
         active_request_id: _builtins.str = ...,
         progress: Global___Progress | None = ...,
+        held: _builtins.str = ...,
+        repaired: _builtins.str = ...,
+        unfinished_jobs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_request_id", b"active_request_id", "classes", b"classes", "device_id", b"device_id", "fleet", b"fleet", "forgotten", b"forgotten", "model_digest", b"model_digest", "progress", b"progress", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_request_id", b"active_request_id", "classes", b"classes", "device_id", b"device_id", "fleet", b"fleet", "forgotten", b"forgotten", "held", b"held", "model_digest", b"model_digest", "progress", b"progress", "repaired", b"repaired", "software_version", b"software_version", "unfinished_jobs", b"unfinished_jobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class UpdateModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    bundle: _builtins.str
+    """Folder of the bundle, readable by the agent."""
+    def __init__(
+        self,
+        *,
+        bundle: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateModelRequest: _TypeAlias = UpdateModelRequest  # noqa: Y015
+
+@_typing.final
+class UpdateModelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    TO_FORGET_FIELD_NUMBER: _builtins.int
+    model_digest: _builtins.str
+    """Digest of the bundle as it was given."""
+    @_builtins.property
+    def to_forget(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Classes that have to be forgotten in it before it goes live."""
+
+    def __init__(
+        self,
+        *,
+        model_digest: _builtins.str = ...,
+        to_forget: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_digest", b"model_digest", "to_forget", b"to_forget"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateModelResponse: _TypeAlias = UpdateModelResponse  # noqa: Y015

@@ -44,6 +44,11 @@ class AgentServiceStub:
                 request_serializer=clue_dot_v1_dot_agent__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=clue_dot_v1_dot_agent__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.UpdateModel = channel.unary_unary(
+                '/clue.v1.AgentService/UpdateModel',
+                request_serializer=clue_dot_v1_dot_agent__pb2.UpdateModelRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_agent__pb2.UpdateModelResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -64,6 +69,13 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateModel(self, request, context):
+        """Take in a new base model: it goes live once every class that this device has forgotten is forgotten in it too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +88,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=clue_dot_v1_dot_agent__pb2.GetStatusRequest.FromString,
                     response_serializer=clue_dot_v1_dot_agent__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'UpdateModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateModel,
+                    request_deserializer=clue_dot_v1_dot_agent__pb2.UpdateModelRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_agent__pb2.UpdateModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +149,33 @@ class AgentService:
             '/clue.v1.AgentService/GetStatus',
             clue_dot_v1_dot_agent__pb2.GetStatusRequest.SerializeToString,
             clue_dot_v1_dot_agent__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.AgentService/UpdateModel',
+            clue_dot_v1_dot_agent__pb2.UpdateModelRequest.SerializeToString,
+            clue_dot_v1_dot_agent__pb2.UpdateModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

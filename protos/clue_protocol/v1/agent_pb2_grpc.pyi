@@ -37,6 +37,8 @@ class AgentServiceStub:
     """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetStatusRequest, _agent_pb2.GetStatusResponse]
     """What the agent is doing."""
+    UpdateModel: _grpc.UnaryUnaryMultiCallable[_agent_pb2.UpdateModelRequest, _agent_pb2.UpdateModelResponse]
+    """Take in a new base model: it goes live once every class that this device has forgotten is forgotten in it too."""
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -47,6 +49,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """
     GetStatus: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetStatusRequest, _agent_pb2.GetStatusResponse]  # type: ignore[assignment]
     """What the agent is doing."""
+    UpdateModel: _aio.UnaryUnaryMultiCallable[_agent_pb2.UpdateModelRequest, _agent_pb2.UpdateModelResponse]  # type: ignore[assignment]
+    """Take in a new base model: it goes live once every class that this device has forgotten is forgotten in it too."""
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -66,5 +70,13 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.GetStatusResponse, _abc.Awaitable[_agent_pb2.GetStatusResponse]]:
         """What the agent is doing."""
+
+    @_abc_1.abstractmethod
+    def UpdateModel(
+        self,
+        request: _agent_pb2.UpdateModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.UpdateModelResponse, _abc.Awaitable[_agent_pb2.UpdateModelResponse]]:
+        """Take in a new base model: it goes live once every class that this device has forgotten is forgotten in it too."""
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,9 +6,11 @@ Both travel as the payload of a DSSE envelope (https://github.com/secure-systems
 so a signature covers exactly the bytes that are parsed here.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -71,6 +73,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_WORKER_FAILED: _Reason.ValueType  # 13
     REASON_NO_SPACE: _Reason.ValueType  # 14
     REASON_BAD_SAMPLES: _Reason.ValueType  # 15
+    REASON_OUT_OF_MEMORY: _Reason.ValueType  # 16
+    """Limits of the device: memory, time (of work, or spent waiting for the device to cool down or to charge), a disk
+    that cannot be written.
+    """
+    REASON_OUT_OF_TIME: _Reason.ValueType  # 17
+    REASON_STORAGE_FAILED: _Reason.ValueType  # 18
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why an execution did not succeed."""
@@ -94,6 +102,12 @@ REASON_POLICY_NOT_MET: Reason.ValueType  # 12
 REASON_WORKER_FAILED: Reason.ValueType  # 13
 REASON_NO_SPACE: Reason.ValueType  # 14
 REASON_BAD_SAMPLES: Reason.ValueType  # 15
+REASON_OUT_OF_MEMORY: Reason.ValueType  # 16
+"""Limits of the device: memory, time (of work, or spent waiting for the device to cool down or to charge), a disk
+that cannot be written.
+"""
+REASON_OUT_OF_TIME: Reason.ValueType  # 17
+REASON_STORAGE_FAILED: Reason.ValueType  # 18
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final
@@ -164,19 +178,23 @@ class Policy(_message.Message):
 
     MAX_UA_FIELD_NUMBER: _builtins.int
     MAX_RA_DROP_FIELD_NUMBER: _builtins.int
+    MAX_TRIES_FIELD_NUMBER: _builtins.int
     max_ua: _builtins.float
     """Highest accuracy on the forgotten class, in [0, 1]."""
     max_ra_drop: _builtins.float
     """Largest loss of accuracy on the retained classes, in [0, 1] (0.03 = 3 points)."""
+    max_tries: _builtins.int
+    """How often a device may try, with other step sizes and, where the request leaves it the choice, other methods; 0 means 3, more than 10 means 10."""
     def __init__(
         self,
         *,
         max_ua: _builtins.float = ...,
         max_ra_drop: _builtins.float = ...,
+        max_tries: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_ra_drop", b"max_ra_drop", "max_ua", b"max_ua"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_ra_drop", b"max_ra_drop", "max_tries", b"max_tries", "max_ua", b"max_ua"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -214,6 +232,9 @@ class Energy(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     RELATIVE_UNCERTAINTY_FIELD_NUMBER: _builtins.int
+    GROSS_JOULES_FIELD_NUMBER: _builtins.int
+    IDLE_WATTS_FIELD_NUMBER: _builtins.int
+    GAP_SECONDS_FIELD_NUMBER: _builtins.int
     joules: _builtins.float
     source: _builtins.str
     """"rapl", "pmic", "ina219", ... or "estimated"."""
@@ -221,6 +242,11 @@ class Energy(_message.Message):
     """How the number was made, in words."""
     relative_uncertainty: _builtins.float
     """Half-width of the plausible range as a share of joules."""
+    gross_joules: _builtins.float
+    """joules is what the work added; with what the idle board would have drawn in that time it is gross_joules."""
+    idle_watts: _builtins.float
+    gap_seconds: _builtins.float
+    """Time in which the meter gave no value."""
     def __init__(
         self,
         *,
@@ -228,14 +254,87 @@ class Energy(_message.Message):
         source: _builtins.str = ...,
         detail: _builtins.str = ...,
         relative_uncertainty: _builtins.float = ...,
+        gross_joules: _builtins.float = ...,
+        idle_watts: _builtins.float = ...,
+        gap_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "joules", b"joules", "relative_uncertainty", b"relative_uncertainty", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "gap_seconds", b"gap_seconds", "gross_joules", b"gross_joules", "idle_watts", b"idle_watts", "joules", b"joules", "relative_uncertainty", b"relative_uncertainty", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Energy: _TypeAlias = Energy  # noqa: Y015
+
+@_typing.final
+class Erasure(_message.Message):
+    """What was destroyed after the class was forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    ORIGINALS_FIELD_NUMBER: _builtins.int
+    OLD_MODEL_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    samples: _builtins.int
+    """Sealed images of the class whose keys were destroyed, and files removed from the folders they came from."""
+    originals: _builtins.int
+    old_model: _builtins.bool
+    """The key of the model that knew the class was destroyed."""
+    detail: _builtins.str
+    """How, and what was left by configuration, in words."""
+    def __init__(
+        self,
+        *,
+        samples: _builtins.int = ...,
+        originals: _builtins.int = ...,
+        old_model: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "old_model", b"old_model", "originals", b"originals", "samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Erasure: _TypeAlias = Erasure  # noqa: Y015
+
+@_typing.final
+class Try(_message.Message):
+    """One attempt to meet the policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    HYPERPARAMETERS_JSON_FIELD_NUMBER: _builtins.int
+    UA_AFTER_FIELD_NUMBER: _builtins.int
+    RA_AFTER_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    hyperparameters_json: _builtins.str
+    """JSON object."""
+    verdict: _builtins.str
+    """Empty where the policy was met."""
+    @_builtins.property
+    def ua_after(self) -> Global___Accuracy: ...
+    @_builtins.property
+    def ra_after(self) -> Global___Accuracy: ...
+    def __init__(
+        self,
+        *,
+        method: _builtins.str = ...,
+        hyperparameters_json: _builtins.str = ...,
+        ua_after: Global___Accuracy | None = ...,
+        ra_after: Global___Accuracy | None = ...,
+        verdict: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ra_after", b"ra_after", "ua_after", b"ua_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hyperparameters_json", b"hyperparameters_json", "method", b"method", "ra_after", b"ra_after", "ua_after", b"ua_after", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Try: _TypeAlias = Try  # noqa: Y015
 
 @_typing.final
 class Receipt(_message.Message):
@@ -269,6 +368,8 @@ class Receipt(_message.Message):
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     FINISHED_AT_FIELD_NUMBER: _builtins.int
+    TRIES_FIELD_NUMBER: _builtins.int
+    ERASURE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     device_id: _builtins.str
     fleet: _builtins.str
@@ -309,6 +410,12 @@ class Receipt(_message.Message):
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def finished_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def tries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Try]:
+        """Every try, the one that was kept last."""
+
+    @_builtins.property
+    def erasure(self) -> Global___Erasure: ...
     def __init__(
         self,
         *,
@@ -338,10 +445,12 @@ class Receipt(_message.Message):
         software_version: _builtins.str = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         finished_at: _timestamp_pb2.Timestamp | None = ...,
+        tries: _abc.Iterable[Global___Try] | None = ...,
+        erasure: Global___Erasure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["energy", b"energy", "finished_at", b"finished_at", "ra_after", b"ra_after", "ra_before", b"ra_before", "started_at", b"started_at", "ua_after", b"ua_after", "ua_before", b"ua_before"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["energy", b"energy", "erasure", b"erasure", "finished_at", b"finished_at", "ra_after", b"ra_after", "ra_before", b"ra_before", "started_at", b"started_at", "ua_after", b"ua_after", "ua_before", b"ua_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "device_id", b"device_id", "energy", b"energy", "finished_at", b"finished_at", "fleet", b"fleet", "forget_class", b"forget_class", "forget_samples", b"forget_samples", "hyperparameters_json", b"hyperparameters_json", "latency_seconds", b"latency_seconds", "method", b"method", "model_digest_after", b"model_digest_after", "model_digest_before", b"model_digest_before", "outcome", b"outcome", "peak_memory_bytes", b"peak_memory_bytes", "ra_after", b"ra_after", "ra_before", b"ra_before", "reason", b"reason", "request_digest", b"request_digest", "request_id", b"request_id", "samples_commitment", b"samples_commitment", "seed", b"seed", "software_version", b"software_version", "started_at", b"started_at", "ua_after", b"ua_after", "ua_before", b"ua_before", "unlearning_seconds", b"unlearning_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "device_id", b"device_id", "energy", b"energy", "erasure", b"erasure", "finished_at", b"finished_at", "fleet", b"fleet", "forget_class", b"forget_class", "forget_samples", b"forget_samples", "hyperparameters_json", b"hyperparameters_json", "latency_seconds", b"latency_seconds", "method", b"method", "model_digest_after", b"model_digest_after", "model_digest_before", b"model_digest_before", "outcome", b"outcome", "peak_memory_bytes", b"peak_memory_bytes", "ra_after", b"ra_after", "ra_before", b"ra_before", "reason", b"reason", "request_digest", b"request_digest", "request_id", b"request_id", "samples_commitment", b"samples_commitment", "seed", b"seed", "software_version", b"software_version", "started_at", b"started_at", "tries", b"tries", "ua_after", b"ua_after", "ua_before", b"ua_before", "unlearning_seconds", b"unlearning_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -89,18 +89,18 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
-def read_image(path: Path, size: tuple[int, int]) -> Tensor:
+def read_image(source: Path | BinaryIO, size: tuple[int, int]) -> Tensor:
     """An image file as RGB in [0, 1], shape (3, height, width); DataError if it is unreadable."""
-    return read_pixels(path, size).float().div_(255.0)
+    return read_pixels(source, size).float().div_(255.0)
 
 
-def read_pixels(path: Path, size: tuple[int, int]) -> Tensor:
+def read_pixels(source: Path | BinaryIO, size: tuple[int, int]) -> Tensor:
     """An image file as uint8 RGB, shape (3, height, width); DataError if it is unreadable."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(source) as opened:
             image = opened.convert("RGB")
     except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the image {path}: {error}") from None
+        raise DataError(f"cannot read the image {source}: {error}") from None
     height, width = size
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)

@@ -5,6 +5,8 @@ with the old values of that part (:func:`torch.func.functional_call`).
 """
 
 import math
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,9 +20,10 @@ from clue.methods._erasure import FeatureBank, discriminant, erasure_loss
 from clue.methods._hiding import without_logit
 from clue.methods._job import EpochRecord, ForgetJob
 from clue.methods._replay import Cut
+from clue.methods._resumption import numbered
 from clue.methods._sgd import clear_gradients, sgd_step
 from clue.methods._sources import ForgetActivations, Held
-from clue.methods._synthesis import Proxies, synthesise
+from clue.methods._synthesis import Begun, Proxies, synthesise
 
 if TYPE_CHECKING:
     from clue.methods.clue_plus import CluePlusHyperparameters
@@ -34,6 +37,25 @@ _WARM_UP = 0.1
 # Proxies in all: of a thousand classes only those have some that the forget images resemble.
 _MOST_PROXIES = 400
 _SEEDS = 256
+# Share of the work that making them is taken for where a checkpoint says how far it is.
+_PROXY_WORK = 0.5
+
+
+@dataclass
+class _Position:
+    """Where the loop is: updates, pieces of the running pass, rows pushed; and the sums since the last report."""
+
+    step: int = 0
+    pieces: int = 0
+    pushed: int = 0
+    since: int = 0
+    seen: int = 0
+    hits: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def reported(self) -> None:
+        self.since = self.seen = self.hits = 0
+        self.sums = {}
 
 
 class Eraser:
@@ -62,46 +84,79 @@ class Eraser:
 
     def run(self) -> None:
         """Overwrite the row, then erase step by step."""
-        hp = self._hp
-        self._overwrite_row()
+        hp, job = self._hp, self._job
         velocity: list[Tensor | None] = [None] * len(self._free)
-        bank, retained = self._fill_bank(), self._held.features.clone()
-        changed = sum(p.numel() for p in self._free) / sum(p.numel() for p in self._job.student.parameters())
+        directions: tuple[Tensor, Tensor] | None = None
+        at = _Position()
+        saved = job.resumption.restore(job, "erase")
+        if saved is None:
+            self._overwrite_row()
+            bank, retained = self._fill_bank(), self._held.features.clone()
+        else:
+            at, velocity = _Position(**saved.numbers), saved.sequence("velocity", len(self._free))
+            bank = FeatureBank(saved.tensors["bank.features"], saved.tensors["bank.weights"], at.pushed)
+            retained = saved.tensors["retained"]
+            directions = saved.tensors["common"], saved.tensors["by_class"]
+        changed = sum(p.numel() for p in self._free) / sum(p.numel() for p in job.student.parameters())
         # Wide features make the inverse of their covariance dear, and it changes slowly.
         refresh = max(1, self._head.in_features // 256)
-        directions: tuple[Tensor, Tensor] | None = None
-        sums: dict[str, float] = {}
-        hits = seen = since = step = 0
         every = -(-hp.steps // _REPORTS)
-        while step < hp.steps:
-            for activations, opinion in self._forget.pieces(hp.batch):
-                rows, plain, mixed = self._held.draw(hp.batch, hp.mix, self._job.generator)
+        while at.step < hp.steps:
+            for activations, opinion in self._forget.pieces(
+                hp.batch, partial(job.resumption.walk, job, done=at.pieces)
+            ):
+                rows, plain, mixed = self._held.draw(hp.batch, hp.mix, job.generator)
                 logits, features = self._forward(torch.cat([activations, mixed]))
                 forget, held = features[: len(opinion)], features[len(opinion) :]
                 with torch.no_grad():
                     bank.push(forget, opinion)
-                    if step % 2 == 0:
+                    if at.step % 2 == 0:
                         retained[rows] = self._forward(plain)[1]
-                    if directions is None or step % refresh == 0:
+                    if directions is None or at.step % refresh == 0:
                         directions = discriminant(bank, retained, self._one_hot)
                 losses = self._losses(forget, opinion, directions, logits[len(opinion) :], held, mixed)
-                self._job.check_loss(losses["total"])
+                job.check_loss(losses["total"])
                 clear_gradients(self._free)
                 losses["total"].backward()
-                sgd_step(self._free, velocity, one_cycle(step, hp.steps, hp.lr), _MOMENTUM, hp.clip)
-                step, since, seen = step + 1, since + 1, seen + len(opinion)
-                hits += int((logits[: len(opinion)].argmax(1) == self._job.forget_class).sum())
+                sgd_step(self._free, velocity, one_cycle(at.step, hp.steps, hp.lr), _MOMENTUM, hp.clip)
+                at.step, at.pieces, at.since, at.seen = at.step + 1, at.pieces + 1, at.since + 1, at.seen + len(opinion)
+                at.hits += int((logits[: len(opinion)].argmax(1) == job.forget_class).sum())
                 for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + float(value.detach())
-                if since == every or step == hp.steps:
-                    means = {name: value / since for name, value in sums.items()}
-                    self._job.end_epoch(EpochRecord(means, changed, hits / seen), -(-hp.steps // every))
-                    sums, hits, seen, since = {}, 0, 0, 0
-                if step == hp.steps:
+                    at.sums[name] = at.sums.get(name, 0.0) + float(value.detach())
+                if at.since == every or at.step == hp.steps:
+                    means = {name: value / at.since for name, value in at.sums.items()}
+                    job.end_epoch(EpochRecord(means, changed, at.hits / at.seen), -(-hp.steps // every))
+                    at.reported()
+                if at.step == hp.steps:
                     break
+                if job.resumption.due():
+                    self._save(at, velocity, bank, retained, directions)
+            at.pieces = 0
         for parameter, required in zip(self._job.student.parameters(), self._required, strict=True):
             parameter.grad = None
             parameter.requires_grad_(required)
+
+    def _save(
+        self,
+        at: _Position,
+        velocity: list[Tensor | None],
+        bank: FeatureBank,
+        retained: Tensor,
+        directions: tuple[Tensor, Tensor],
+    ) -> None:
+        at.pushed = bank.pushed
+        tensors = {
+            **numbered("velocity", velocity),
+            **{"bank.features": bank.features, "bank.weights": bank.weights, "retained": retained},
+            **{"common": directions[0], "by_class": directions[1]},
+        }
+        done = _PROXY_WORK + (1 - _PROXY_WORK) * at.step / self._hp.steps
+        self._job.resumption.save(self._job, done, tensors, asdict(at))
+
+    def _save_proxies(self, begun: Begun) -> None:
+        if self._job.resumption.due():
+            done = _PROXY_WORK * begun.count / len(begun.asked)
+            self._job.resumption.save(self._job, done, begun.tensors(), {})
 
     def _losses(
         self,
@@ -156,7 +211,7 @@ class Eraser:
         if len(candidates) * per_class > _MOST_PROXIES:
             per_class = max(1, _MOST_PROXIES // len(candidates))
             candidates = self._resembling(seeds, candidates, _MOST_PROXIES // per_class)
-        made = synthesise(job.student, seeds, candidates, per_class, hp.proxy_steps, job.generator)
+        made = self._synthesise(seeds, candidates, per_class)
         # A row that was erased before points against the mean feature of everything else.
         mean_feature = torch.cat([self._features(piece) for piece in made.images.split(_BATCH)]).mean(0)
         erased = set(silent_rows(self._head, mean_feature)) - {job.forget_class}
@@ -167,6 +222,18 @@ class Eraser:
         present = set(labels.tolist())
         self._absent = [index for index in range(classes) if index not in present]
         return Proxies(made.images[known], labels)
+
+    def _synthesise(self, seeds: Tensor, candidates: list[int], per_class: int) -> Proxies:
+        """Proxies of the candidates, or those that a checkpoint holds: to make them takes half of the time."""
+        job, steps = self._job, self._hp.proxy_steps
+        saved = job.resumption.restore(job, "proxies")
+        if saved is not None and saved.finished:
+            return Begun.of(saved.tensors).proxies()
+        begun = None if saved is None else Begun.of(saved.tensors)
+        watch = self._save_proxies
+        made = synthesise(job.student, seeds, candidates, per_class, steps, job.generator, begun=begun, watch=watch)
+        job.resumption.keep(job, {"asked": made.labels, "images": made.images, "labels": made.labels})
+        return made
 
     @torch.no_grad()
     def _resembling(self, seeds: Tensor, candidates: list[int], count: int) -> list[int]:

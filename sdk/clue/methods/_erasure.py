@@ -18,7 +18,7 @@ the expectations run over banks of recent features. Two losses hold what must st
     L_F = mean squared change of the features, in units of their standard deviation
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,17 +31,17 @@ _SHRINKAGE = 0.1
 
 @dataclass
 class FeatureBank:
-    """A ring of recent features (Q, D) with weights over the classes (Q, K)."""
+    """A ring of recent features (Q, D) with weights over the classes (Q, K); ``pushed`` rows have come in so far."""
 
     features: Tensor
     weights: Tensor
-    _next: int = field(default=0)
+    pushed: int = 0
 
     def push(self, features: Tensor, weights: Tensor) -> None:
         """Replace the oldest rows."""
-        rows = (self._next + torch.arange(len(features), device=self.features.device)) % len(self.features)
+        rows = (self.pushed + torch.arange(len(features), device=self.features.device)) % len(self.features)
         self.features[rows], self.weights[rows] = features.detach(), weights
-        self._next += len(features)
+        self.pushed += len(features)
 
 
 def discriminant(forget: FeatureBank, retained: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

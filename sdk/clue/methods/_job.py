@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from clue.errors import ForgetDivergedError, ForgetInputError
 from clue.methods._batch import check_batch, read_batches
+from clue.methods._resumption import Resumption
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class ForgetJob:
         on_progress: called after every epoch.
         epochs: records of the epochs that have ended.
         samples: forget samples, known once they have all been read; before that, those looked at so far.
+        resumption: checkpoints of this job; without a place for them it does nothing.
     """
 
     student: nn.Module
@@ -64,6 +67,7 @@ class ForgetJob:
     on_progress: Callable[[Progress], None] = lambda _progress: None
     epochs: list[EpochRecord] = field(default_factory=list)
     samples: int = 0
+    resumption: Resumption = field(default_factory=Resumption)
 
     def batches(self) -> Iterator[Tensor]:
         """Forget images of one epoch, batch by batch, on the model's device; ForgetInputError if one is unfit."""
@@ -87,12 +91,25 @@ class ForgetJob:
             raise ForgetInputError("every parameter of the model is frozen: nothing can be unlearned")
         return parameters
 
+    def restore(self, epochs: list[dict[str, Any]], samples: int) -> None:
+        """Take over the records and the count of samples of a checkpoint."""
+        self.epochs[:] = [EpochRecord(**record) for record in epochs]
+        self.samples = samples
+
     def check_loss(self, loss: Tensor) -> None:
         """Raise ForgetDivergedError if the loss is not finite."""
         if not bool(torch.isfinite(loss.detach()).all()):
             raise ForgetDivergedError(
                 f"the loss became {float(loss.detach())} in epoch {len(self.epochs) + 1}: lower the learning rate"
             )
+
+    def done(self, epochs: int, planned: int, batches: int) -> float:
+        """Share of ``planned`` epochs that is over after ``epochs`` and ``batches`` of the next."""
+        try:
+            part = batches / max(len(self.loader), 1)
+        except TypeError:
+            part = 0.0  # the loader does not know its length
+        return min(1.0, (epochs + min(part, 1.0)) / max(planned, 1))
 
     def end_epoch(self, record: EpochRecord, planned: int) -> None:
         """Keep the record of a finished epoch and report progress."""

@@ -8,13 +8,14 @@ because the student does.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from clue.methods._job import EpochRecord, ForgetJob
 from clue.methods._registry import Hyperparameters
+from clue.methods._resumption import numbered
 from clue.saliency import Masks, apply_masks, density
 
 
@@ -74,6 +75,25 @@ LossFunction = Callable[[Tensor], BatchLoss]
 MaskFunction = Callable[[], Masks | None]
 
 
+@dataclass
+class _Position:
+    """Where the loop is: epochs and updates finished, and the sums of the running epoch."""
+
+    planned: int
+    epoch: int = 0
+    taken: int = 0
+    batches: int = 0
+    steps: int = 0
+    seen: int = 0
+    hits: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def end_epoch(self) -> None:
+        self.epoch, self.taken = self.epoch + 1, self.taken + self.steps
+        self.batches = self.steps = self.seen = self.hits = 0
+        self.sums = {}
+
+
 def run_sgd(
     job: ForgetJob,
     hp: SgdHyperparameters,
@@ -81,6 +101,7 @@ def run_sgd(
     *,
     masks: MaskFunction | None = None,
     extra: "list[nn.Parameter] | None" = None,
+    resumable: bool = True,
 ) -> None:
     """Minimise ``loss`` over the forget set by changing ``job.student``.
 
@@ -90,21 +111,30 @@ def run_sgd(
         loss: maps a batch of forget images (N, C, H, W) to its loss.
         masks: called at the start of every epoch for the weights that are free to change.
         extra: parameters outside the student that are trained along (never masked).
+        resumable: write checkpoints and go on from one. Pass False where ``loss`` or ``masks`` depend on more than
+            the student, the original, ``extra``, the batch and ``job.generator``.
 
     Raises:
         ForgetDivergedError: the loss or a weight became non-finite.
         ForgetInputError: the student is frozen or the forget set is empty.
     """
-    own = job.trainable()
-    parameters = own + (extra or [])
+    own, extra = job.trainable(), extra or []
+    parameters = own + extra
     velocity: list[Tensor | None] = [None] * len(parameters)
-    planned, epoch, taken = hp.epochs, 0, 0
-    while epoch < planned and not 0 < hp.max_steps <= taken:
-        free = masks() if masks is not None else None
-        sums: dict[str, float] = {}
-        hits = steps = seen = 0
-        for images in job.batches():
-            if 0 < hp.max_steps <= taken + steps:
+    at, free = _Position(hp.epochs), None
+    saved = job.resumption.restore(job, "sgd") if resumable else None
+    if saved is not None:
+        at, velocity = _Position(**saved.numbers), saved.sequence("velocity", len(parameters))
+        free = [mask for mask in saved.sequence("mask", len(own)) if mask is not None] or None
+        with torch.no_grad():
+            for index, parameter in enumerate(extra):
+                parameter.copy_(saved.tensors[f"extra.{index}"])
+    while at.epoch < at.planned and not 0 < hp.max_steps <= at.taken:
+        if at.batches == 0:
+            free = masks() if masks is not None else None
+        for images in job.resumption.walk(job, job.batches(), at.batches):
+            at.batches += 1
+            if 0 < hp.max_steps <= at.taken + at.steps:
                 continue  # read on: the job counts the images
             batch = loss(images)
             job.check_loss(batch.total)
@@ -113,16 +143,19 @@ def run_sgd(
             if free is not None:
                 apply_masks(own, free)
             sgd_step(parameters, velocity, hp.lr, hp.momentum, hp.clip_norm)
-            hits += int((batch.logits.argmax(1) == job.forget_class).sum())
+            at.hits += int((batch.logits.argmax(1) == job.forget_class).sum())
             for name, value in (*batch.parts.items(), ("total", batch.total)):
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) * images.shape[0]
-            steps += 1
-            seen += images.shape[0]
-        epoch, taken = epoch + 1, taken + steps
-        planned = max(hp.epochs, -(-hp.min_steps // steps))
-        accuracy = hits / seen
-        means = {name: value / seen for name, value in sums.items()}
-        job.end_epoch(EpochRecord(means, 1.0 if free is None else density(free), accuracy), planned)
+                at.sums[name] = at.sums.get(name, 0.0) + float(value.detach()) * images.shape[0]
+            at.steps += 1
+            at.seen += images.shape[0]
+            if resumable and job.resumption.due():
+                tensors = numbered("velocity", velocity) | numbered("mask", free or []) | numbered("extra", extra)
+                job.resumption.save(job, job.done(at.epoch, at.planned, at.batches), tensors, asdict(at))
+        at.planned = max(hp.epochs, -(-hp.min_steps // at.steps))
+        accuracy = at.hits / at.seen
+        means = {name: value / at.seen for name, value in at.sums.items()}
+        at.end_epoch()
+        job.end_epoch(EpochRecord(means, 1.0 if free is None else density(free), accuracy), at.planned)
         if accuracy <= hp.stop_accuracy:
             break
     clear_gradients(parameters)

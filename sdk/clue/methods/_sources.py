@@ -13,6 +13,8 @@ from torch import Tensor
 from clue.methods._job import ForgetJob
 from clue.methods._replay import Cut
 
+Walk = Callable[[Iterator[Tensor]], Iterator[Tensor]]
+
 # Activations that are kept; more forget images than fit are read and run anew in every pass.
 _MOST_BYTES = 64 * 2**20
 _BATCH = 32
@@ -64,21 +66,26 @@ class ForgetActivations:
         self._dtype = next(job.student.parameters()).dtype
         self._kept = self._keep()
 
-    def pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over the forget set in pieces of at most ``size``: activations (N, ...), weights (N, K)."""
+    def pieces(self, size: int, walk: Walk = iter) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over the forget set in pieces of at most ``size``: activations (N, ...), weights (N, K).
+
+        ``walk`` is handed what is drawn at the start of a pass, images or their indices, and may leave out the first.
+        """
         job = self._job
         if self._kept is None:
-            for images in job.batches():
-                for piece in images.split(size):
-                    mirrored = bool(torch.randint(2, (1,), generator=job.generator))
-                    activations = self._cut.activations(piece.flip(3) if mirrored else piece)
-                    yield activations, self._opinion(activations)
+            for piece in walk(piece for images in job.batches() for piece in images.split(size)):
+                mirrored = bool(torch.randint(2, (1,), generator=job.generator))
+                activations = self._cut.activations(piece.flip(3) if mirrored else piece)
+                yield activations, self._opinion(activations)
             return
         rows, weights = self._kept
-        for piece in torch.randperm(job.samples, generator=job.generator).split(size):
+        for piece in walk(self._order(size)):
             chosen = piece + int(torch.randint(2, (1,), generator=job.generator)) * job.samples
             activations = torch.stack([rows[index] for index in chosen.tolist()]).to(self._dtype)
             yield activations, weights[chosen.to(weights.device)]
+
+    def _order(self, size: int) -> Iterator[Tensor]:
+        yield from torch.randperm(self._job.samples, generator=self._job.generator).split(size)
 
     def _keep(self) -> tuple[list[Tensor], Tensor] | None:
         """One row of activations for each image, then for each mirror image, and opinions; None where they do not fit.

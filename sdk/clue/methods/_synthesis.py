@@ -10,9 +10,9 @@ Yin et al., CVPR 2020); networks without batch-norm go without. TV is the total 
 within the range of the forget images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +39,45 @@ class Proxies:
     labels: Tensor
 
 
+@dataclass
+class Begun:
+    """A synthesis that is under way: the class asked for in each proxy (M,), and those made so far, in pieces."""
+
+    asked: Tensor
+    images: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Proxies made so far."""
+        return sum(len(piece) for piece in self.images)
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> "Begun":
+        """The inverse of :meth:`tensors`."""
+        return cls(tensors["asked"].cpu(), [tensors["images"]], [tensors["labels"]])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it."""
+        return {"asked": self.asked, "images": torch.cat(self.images), "labels": torch.cat(self.labels)}
+
+    def proxies(self) -> Proxies:
+        """Those made so far."""
+        # Checkpoints lose the layout, in which convolutions round a little differently.
+        pieces = [piece.contiguous(memory_format=torch.channels_last) for piece in self.images]
+        return Proxies(torch.cat(pieces), torch.cat(self.labels))
+
+
 def synthesise(
-    model: nn.Module, seeds: Tensor, classes: list[int], per_class: int, steps: int, generator: torch.Generator
+    model: nn.Module,
+    seeds: Tensor,
+    classes: list[int],
+    per_class: int,
+    steps: int,
+    generator: torch.Generator,
+    *,
+    begun: Begun | None = None,
+    watch: Callable[[Begun], None] = lambda _begun: None,
 ) -> Proxies:
     """Make ``per_class`` proxies of each of ``classes`` (fewer where they would not fit into 64 MiB).
 
@@ -51,16 +88,17 @@ def synthesise(
         per_class: proxies of each class, >= 1.
         steps: Adam steps of a round, >= 1; most images need one round.
         generator: CPU generator.
+        begun: goes on with this one, the generator being where it was then.
+        watch: called after every batch of proxies.
     """
-    per_class = max(1, min(per_class, _MOST_BYTES // (len(classes) * seeds[0].numel() * 4)))
-    labels = torch.tensor(classes).repeat_interleave(per_class)
-    labels = labels[torch.randperm(len(labels), generator=generator)]
+    if begun is None:
+        per_class = max(1, min(per_class, _MOST_BYTES // (len(classes) * seeds[0].numel() * 4)))
+        asked = torch.tensor(classes).repeat_interleave(per_class)
+        begun = Begun(asked[torch.randperm(len(asked), generator=generator)])
     low, high = seeds.amin((0, 2, 3), keepdim=True), seeds.amax((0, 2, 3), keepdim=True)
-    made: list[Tensor] = []
-    found: list[Tensor] = []
     with _frozen(model):
-        for start in range(0, len(labels), _BATCH):
-            targets = labels[start : start + _BATCH]
+        for start in range(begun.count, len(begun.asked), _BATCH):
+            targets = begun.asked[start : start + _BATCH]
             chosen = torch.randint(len(seeds), (len(targets),), generator=generator)
             # On the CPU convolutions are much faster in this layout.
             images = seeds[chosen.to(seeds.device)].float().contiguous(memory_format=torch.channels_last)
@@ -74,10 +112,11 @@ def synthesise(
                 reached = torch.tensor(classes, device=images.device)[seen]
                 if float((reached == targets).float().mean()) >= _ENOUGH:
                     break
-            made.append(images)
-            found.append(reached)
+            begun.images.append(images)
+            begun.labels.append(reached)
+            watch(begun)
     # A proxy stands for what the model sees in it, which for a few is not what was asked for.
-    return Proxies(torch.cat(made), torch.cat(found))
+    return begun.proxies()
 
 
 def _optimise(

@@ -23,7 +23,7 @@ The defaults are the best of about 200 settings on ResNet-20/CIFAR-10, class bir
 - The energy does the forgetting. Distillation from noisy images adds nothing but the teacher's guesses: without
   energy, forget accuracy stops where the teacher, fed noise, still says "bird" (15 to 45 %).
 - Eq. 2 as printed grows as exp(z): it overflows, and its gradient is dominated by a few images. Its logarithm
-  (Eq. 1) points the same way for each image; the gradient is clipped to unit length, so that ``lr`` is the length of a step.
+  (Eq. 1) points the same way for each image; the gradient is clipped, so that ``lr`` is the length of a step.
 """
 
 from dataclasses import dataclass

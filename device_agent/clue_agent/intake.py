@@ -1,0 +1,65 @@
+"""Is this request one that this device will carry out? Decided before anything is touched."""
+
+from datetime import UTC, datetime
+
+from clue.spec import ModelSpec, unknown_class_message
+from clue_agent.config import AgentConfig
+from clue_agent.errors import RequestRejectedError, StoreError
+from clue_agent.samples import count_images
+from clue_agent.store import ModelStore
+from clue_agent.vault import Vault
+from clue_agent.verify import open_request
+from clue_protocol.documents import Trust
+from clue_protocol.v1 import forget_pb2 as pb
+
+
+class Intake:
+    """Checks requests of one device against what it trusts, its model and its images."""
+
+    def __init__(self, config: AgentConfig, trust: Trust, store: ModelStore, vault: Vault) -> None:
+        self._config = config
+        self._trust = trust
+        self._store = store
+        self._vault = vault
+
+    def accept(self, envelope: bytes) -> pb.ForgetRequest:
+        """The request in an envelope; RequestRejectedError says why it is refused."""
+        request = open_request(envelope, self._trust.request_keys, self._trust.fleet, datetime.now(UTC))
+        try:
+            spec, _ = self._store.spec()
+        except StoreError as error:
+            raise RequestRejectedError(pb.REASON_BAD_MODEL, str(error)) from None
+        name = request.forget_class
+        if name not in spec.classes:
+            raise RequestRejectedError(pb.REASON_UNKNOWN_CLASS, unknown_class_message(name, spec.classes))
+        if name not in spec.forgotten:
+            self._check_images(spec, name)
+        return request
+
+    def _check_images(self, spec: ModelSpec, name: str) -> None:
+        retained = [other for other in spec.classes if other != name and other not in spec.forgotten]
+        if not self._has_samples(name):
+            raise RequestRejectedError(
+                pb.REASON_NO_FORGET_SAMPLES,
+                f"this device has no sample of {name!r}, neither sealed nor in {self._config.samples.name}/{name}",
+            )
+        if not self._has_holdout(name):
+            raise RequestRejectedError(
+                pb.REASON_NO_HOLDOUT, f"no holdout image of {name!r}: forgetting could not be measured"
+            )
+        if not any(self._has_holdout(other) for other in retained):
+            raise RequestRejectedError(
+                pb.REASON_NO_HOLDOUT, "no holdout image of a retained class: damage could not be measured"
+            )
+
+    def _has_samples(self, name: str) -> bool:
+        # In this order: an image on its way is in the vault before it leaves the folder.
+        return count_images(self._config.samples, name) > 0 or self._vault.count(name, "forget") > 0
+
+    def _has_holdout(self, name: str) -> bool:
+        if self._vault.count(name, "holdout") > 0:
+            return True
+        if self._config.holdout is not None and count_images(self._config.holdout, name) > 0:
+            return True
+        # What waits in the folder is split when it is taken in; with so few, none may fall to the holdout.
+        return self._config.vault.holdout_share > 0 and count_images(self._config.samples, name) >= 20

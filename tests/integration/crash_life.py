@@ -1,0 +1,168 @@
+"""One life of an agent that may end at any file operation: run in a process of its own, which is then gone.
+
+A layer of faults lies under the agent: every call that changes the file system (and every commit of
+SQLite) is counted, and at the chosen one the process kills itself with SIGKILL, before it, after it, or
+in the middle of a write, which then leaves half of its bytes.
+"""
+
+import io
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from securesystemslib.signer import CryptoSigner
+
+from clue_agent import execution, inbox, intake
+from clue_agent.agent import Agent
+from clue_agent.config import AgentConfig
+from clue_agent.job import JobSpec
+from clue_agent.journal import Journal
+from clue_agent.sealed import KeyRing
+from clue_agent.store import CANDIDATE, ModelStore
+from clue_protocol.documents import Trust
+from clue_protocol.keys import key_from_json, load_signing_key
+
+_CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "symlink", "chmod", "fchmod")
+
+
+class Faults:
+    """Counts changes and ends the process at one of them.
+
+    Args:
+        at: which change, counted from 1; 0 for none.
+        mode: "before" it, "after" it, or "half": in the middle of a write.
+        counts: file to write the number of changes and of writes to at the end of a life.
+    """
+
+    def __init__(self, at: int, mode: str) -> None:
+        self.at, self.mode = at, mode
+        self.changes = self.writes = 0
+
+    def install(self) -> None:
+        """Put the layer under os, and under SQLite's commits."""
+        for name in _CALLS:
+            setattr(os, name, self._wrapped(getattr(os, name)))
+        real_fdopen = os.fdopen
+
+        def fdopen(*arguments: Any, **options: Any) -> Any:
+            stream = real_fdopen(*arguments, **options)
+            return _Torn(stream, self) if "w" in (arguments[1] if len(arguments) > 1 else "r") else stream
+
+        os.fdopen = fdopen  # type: ignore[assignment]
+        faults = self
+
+        class Connection(sqlite3.Connection):
+            def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+                if sql.startswith("COMMIT"):
+                    return faults.change(lambda: super(Connection, self).execute(sql))
+                return super().execute(sql, *arguments)
+
+        real_connect = sqlite3.connect
+        sqlite3.connect = lambda *a, **k: real_connect(*a, factory=Connection, **k)  # type: ignore[assignment]
+
+    def _wrapped(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments, **options: self.change(lambda: real(*arguments, **options))
+
+    def change(self, action: Callable[[], Any]) -> Any:
+        """One change of the file system."""
+        self.changes += 1
+        if self.changes == self.at and self.mode == "before":
+            die()
+        result = action()
+        if self.changes == self.at and self.mode == "after":
+            die()
+        return result
+
+
+class _Torn:
+    """A file whose chosen write leaves half of its bytes."""
+
+    def __init__(self, stream: io.BufferedWriter, faults: Faults) -> None:
+        self._stream, self._faults = stream, faults
+
+    def write(self, data: bytes) -> int:
+        self._faults.writes += 1
+        if self._faults.mode == "half" and self._faults.writes == self._faults.at:
+            self._stream.write(data[: len(data) // 2])
+            self._stream.flush()
+            die()
+        return self._stream.write(data)
+
+    def __enter__(self) -> "_Torn":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def die() -> None:
+    """As a power cut does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def stand_in_worker(job: JobSpec, config: AgentConfig, *_: Any) -> dict[str, Any]:
+    """Writes a new model as the real worker does, without torch: for crashes of the agent itself."""
+    store = ModelStore(config.store, KeyRing(config.keys))
+    stored = store.read(job.slot)
+    spec = stored.spec
+    for name in job.forget:
+        spec = spec.with_forgotten(name)
+    store.write(CANDIDATE, spec.to_json().encode(), stored.weights)
+    return {
+        "already_forgotten": False,
+        "ua_before": {"correct": 10, "samples": 10},
+        "ra_before": {"correct": 30, "samples": 30},
+        "ua_after": {"correct": 0, "samples": 10},
+        "ra_after": {"correct": 30, "samples": 30},
+        "sample_digests": ["ab" * 32],
+        "samples": 3,
+        "method": job.method,
+        "hyperparameters": {},
+        "seconds": 0.1,
+        "energy": {"joules": 1.0, "source": "estimated", "detail": "", "relative_uncertainty": 1.0},
+        "peak_memory_bytes": 1,
+    }
+
+
+class _Clock1970(datetime):
+    """What a device without a real-time clock thinks before it has heard the time."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> "datetime":
+        return datetime.fromtimestamp(time.time(), tz)
+
+
+def live(
+    config: AgentConfig, trust_key: dict[str, Any], envelope: bytes, out: Path, at: int, mode: str, real: bool
+) -> None:
+    """Boot, deliver one envelope, keep what comes back in ``out``, stop; unless a fault comes first."""
+    # The images were copied a moment ago and are whole: nothing to wait for.
+    inbox._SETTLE_SECONDS = 0.0
+    if not real:
+        execution.run_worker = stand_in_worker  # type: ignore[assignment]
+    if mode == "1970":
+        beginning = time.time()
+        time.time = lambda real=time.time: real() - beginning  # type: ignore[assignment]
+        intake.datetime = _Clock1970  # type: ignore[attr-defined]
+    faults = Faults(at, mode)
+    faults.install()
+    journal = Journal(config.journal)
+    signer: CryptoSigner = load_signing_key(config.receipt_key)  # type: ignore[assignment]
+    trust = Trust("yard", (key_from_json(trust_key),), "127.0.0.1:9092", "(no certificate)")
+    agent = Agent(config, trust, signer, journal)
+    agent.start()
+    answer = agent.deliver(envelope, "r-1", 120.0)
+    with out.open("ab") as stream:  # not through the layer: this is the other side of the wire
+        stream.write(len(answer.receipt_envelope).to_bytes(4, "big") + answer.receipt_envelope)
+    agent.close()
+    journal.close()
+    out.with_suffix(".counts").write_text(f"{faults.changes} {faults.writes}")
