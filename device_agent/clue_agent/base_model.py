@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clue.errors import BundleError
-from clue.spec import SPEC_FILE, WEIGHTS_FILE, read_spec, verify_weights
+from clue.spec import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_spec, verify_weights
 from clue_agent.errors import AgentError, JobFailedError, StoreError
 from clue_agent.guard import DEFAULT_METHOD
 from clue_agent.job import JobSpec, run_worker
@@ -56,6 +56,7 @@ class BaseModels:
             raw, weights = (bundle / SPEC_FILE).read_bytes(), (bundle / WEIGHTS_FILE).read_bytes()
         except BundleError as error:
             raise AgentError(str(error)) from None
+        self._check_names(spec)
         to_forget = [name for name in self._gone() if name in spec.classes and name not in spec.forgotten]
         key = self._digest(digest)
         waiting = [job for job in self._m.journal.unfinished() if job.kind == MODEL_JOB and job.digest != key]
@@ -140,6 +141,17 @@ class BaseModels:
                 f"max_update_ra_drop = {100 * m.config.max_update_ra_drop:.1f}",
             )
         return m.store.spec(CANDIDATE)[1]
+
+    def _check_names(self, spec: ModelSpec) -> None:
+        """A class is known by its name: a model that writes it differently would bring it back unseen."""
+        gone = {name.casefold().strip(): name for name in self._gone()}
+        for name in spec.classes:
+            before = gone.get(name.casefold().strip(), name)
+            if before != name:
+                raise AgentError(
+                    f"the model has a class {name!r}, and {before!r} was forgotten here: name it {before!r} too, "
+                    "so that it is forgotten again"
+                )
 
     def _gone(self) -> list[str]:
         """What this device has forgotten, and what the model in use never knew or forgot elsewhere."""

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import psutil
 
+from clue_agent.sealed import KeyRing
+from clue_agent.store import ModelStore, StoredModel
 from clue_coordinator.client import OperatorClient
 from clue_coordinator.config import CoordinatorConfig, load_config
 from clue_coordinator.errors import CoordinatorError
@@ -162,8 +164,12 @@ class Installation:
         """Home of a device."""
         return self.root / name
 
-    def model(self, name: str) -> Path:
-        """The bundle that an app on the device would open."""
+    def model(self, name: str) -> StoredModel:
+        """The model in use on a device, every byte checked."""
+        return ModelStore(self.device(name) / "model", KeyRing(self.device(name) / "keys")).read()
+
+    def model_folder(self, name: str) -> Path:
+        """Where it lies, sealed."""
         return self.device(name) / "model" / "current"
 
     def log(self, name: str) -> str:

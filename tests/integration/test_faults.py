@@ -4,7 +4,6 @@ import sqlite3
 
 import psutil
 
-import clue
 from integration.conftest import DEVICES
 from integration.harness import Installation, child, processes_of, wait_all_gone, wait_for
 
@@ -14,12 +13,14 @@ def _succeeded_once(fleet: Installation, request_id: str, name: str, forgotten: 
     assert device["state"] == "SUCCEEDED", device
     assert device["receipt_verified"] is True
     assert fleet.events(request_id, "execution.succeeded").count(name) == 1
-    bundle = clue.load_bundle(fleet.model(name))
-    assert bundle.digest == device["model_digest_after"]
-    assert bundle.spec.forgotten == forgotten
+    stored = fleet.model(name)
+    assert stored.digest == device["model_digest_after"]
+    assert stored.spec.forgotten == forgotten
     with sqlite3.connect(fleet.device(name) / "journal.sqlite", timeout=20) as journal:
-        rows = journal.execute("SELECT step, refused FROM job WHERE request_id = ?", (request_id,)).fetchall()
-    assert rows == [("receipted", 0)]
+        rows = journal.execute(
+            "SELECT receipt IS NOT NULL, refused FROM job WHERE request_id = ?", (request_id,)
+        ).fetchall()
+    assert rows == [(1, 0)]
 
 
 def test_agent_killed_at_work(fleet: Installation) -> None:

@@ -10,7 +10,6 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-import clue
 from clue_protocol.v1 import operator_pb2, operator_pb2_grpc
 from integration.conftest import DEVICES
 from integration.harness import FLEET, Installation, fingerprint, one_line, succeed, wait_all_gone
@@ -18,7 +17,7 @@ from integration.harness import FLEET, Installation, fingerprint, one_line, succ
 
 @pytest.fixture(scope="module")
 def before(fleet: Installation) -> dict[str, str]:
-    return {name: clue.load_bundle(fleet.model(name)).digest for name in DEVICES}
+    return {name: fleet.model(name).digest for name in DEVICES}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def test_the_model_in_use_is_the_one_in_the_receipt(
 ) -> None:
     for device in forgotten["devices"]:
         name = device["device_id"]
-        bundle = clue.load_bundle(fleet.model(name))
+        bundle = fleet.model(name)
         assert bundle.spec.forgotten == ("eight",)
         assert bundle.digest == device["model_digest_after"] != before[name] == device["model_digest_before"]
 
@@ -90,13 +89,13 @@ def test_request_and_device_commands(fleet: Installation, forgotten: dict[str, A
 
 
 def test_a_repeated_request_changes_nothing(fleet: Installation, forgotten: dict[str, Any]) -> None:
-    models = {name: fingerprint(fleet.model(name)) for name in DEVICES}
+    models = {name: fingerprint(fleet.model_folder(name)) for name in DEVICES}
     again = fleet.wait_completed(fleet.forget("eight"))
     assert {d["state"] for d in again.values()} == {"SUCCEEDED"}
     for name in DEVICES:
         assert again[name]["receipt_verified"] is True
         assert again[name]["model_digest_before"] == again[name]["model_digest_after"]
-        assert fingerprint(fleet.model(name)) == models[name]
+        assert fingerprint(fleet.model_folder(name)) == models[name]
 
 
 def test_the_energy_of_the_unlearning_stays_visible_after_a_request_without_work(fleet: Installation) -> None:

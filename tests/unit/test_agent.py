@@ -871,6 +871,19 @@ def test_the_key_of_a_slot_that_lost_its_name_goes_with_the_old_model(device: De
     assert not old & set(KeyRing(device.config.keys).names())
 
 
+def test_a_forgotten_class_cannot_come_back_under_another_spelling(
+    device: Device, worker: FakeWorker, bundle: clue.ModelBundle, tmp_path: Path
+) -> None:
+    agent = device.boot()
+    assert deliver(agent, envelope()).outcome == pb.OUTCOME_SUCCEEDED
+    names = tuple("Red " if name == "red" else name for name in bundle.spec.classes)
+    clue.save_bundle(tmp_path / "renamed", bundle.model, dataclasses.replace(bundle.spec, classes=names))
+    before = device.digest
+    with pytest.raises(AgentError, match="name it 'red' too"):
+        agent.update_model(tmp_path / "renamed")
+    assert device.digest == before
+
+
 def wait_until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not holds():
