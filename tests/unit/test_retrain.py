@@ -63,14 +63,20 @@ def test_wrong_settings(settings, error, message, bundle, reds, images_root):
 
 
 def test_a_device_refuses_it(bundle_dir, images_root, tmp_path):
-    from clue_agent import worker
+    from clue_agent.sealed import KeyRing
+    from clue_agent.store import CANDIDATE, ModelStore
+    from clue_agent.vault import Vault
+    from clue_agent.worker import Worker
 
+    ring = KeyRing(tmp_path / "keys")
+    store = ModelStore(tmp_path / "model", ring)
+    store.install(bundle_dir)
+    Vault(tmp_path / "vault", ring).add("red", (images_root / "train" / "red" / "0.png").read_bytes())
     job = {
-        "model": str(bundle_dir), "allowed_factories": [], "model_digest": clue.load_bundle(bundle_dir).digest,
-        "forget_class": "red", "holdout": str(images_root / "test"), "samples": str(images_root / "train"),
-        "max_ua": 0.1, "method": "retrain", "seed": 0, "hyperparameters": {"data": str(images_root)}, "batch_size": 8,
-        "output": str(tmp_path / "out"),
+        "home": str(tmp_path), "slot": "a", "allowed_factories": [], "model_digest": store.spec()[1],
+        "forget": ["red"], "synthetic": False, "holdout": str(images_root / "test"), "max_ua": 0.1, "method": "retrain",
+        "step_scale": 1.0, "seed": 0, "hyperparameters": {"data": str(images_root)}, "batch_size": 8, "checkpoint": "c",
     }  # fmt: skip
     with pytest.raises(UnknownMethodError, match="yardstick only"):
-        worker.run(job)
-    assert not (tmp_path / "out").exists()
+        Worker(job).run()
+    assert not store.slot(CANDIDATE).exists()

@@ -46,7 +46,7 @@ class Child:
         self._launched = self._paused = False
         with ExitStack() as cleanup:
             # Appending, so that the log can be cut under the writer.
-            self._log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._log = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
             cleanup.callback(os.close, self._log)
             self._ready, ready = os.pipe()
             cleanup.callback(os.close, self._ready)
@@ -110,9 +110,15 @@ class Child:
             self._paused = paused
 
     def cut_log(self, most: int) -> None:
-        """Empty the log if it has more than ``most`` bytes: a program that complains for ever fills no card."""
-        if os.fstat(self._log).st_size > most:
+        """Keep a quarter of the log, its end, if it has more than ``most`` bytes: complaining for ever fills no card.
+
+        The end, because the last words of a program say why it ended.
+        """
+        size = os.fstat(self._log).st_size
+        if size > most:
+            end = os.pread(self._log, most, size - most // 4)  # more than asked for, if it was written to meanwhile
             os.ftruncate(self._log, 0)
+            os.write(self._log, end)
 
     def end(self) -> int | None:
         """Kill what is left, pass on what was written, and return the code; None if not even SIGKILL helped."""
