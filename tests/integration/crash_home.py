@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from integration.crash_life import live
 
 _OPERATOR = CryptoSigner.generate_ed25519()
 _CONTEXT = multiprocessing.get_context("forkserver")
+# Starting a process polls all others: two threads that ask for one exit code at a time, and one of them gets 255.
+_STARTING = threading.Lock()
 _CONTEXT.set_forkserver_preload(["clue_agent.agent", "clue_protocol.keys"])
 
 
@@ -132,12 +135,15 @@ def life(
     out = home.parent / f"{home.name}.out"
     key = key_to_json(_OPERATOR.public_key)
     process = _CONTEXT.Process(target=live, args=(config, key, envelope, out, at, mode, real))
-    process.start()
-    if kill_after is not None:
-        process.join(kill_after)
-        process.kill()
-    process.join(180)
-    assert process.exitcode is not None, "the agent hangs"
+    with _STARTING:
+        process.start()
+    if kill_after is not None and not wait([process.sentinel], kill_after):
+        with _STARTING:
+            process.kill()
+    assert wait([process.sentinel], 180), "the agent hangs"
+    with _STARTING:
+        process.join()
+    assert process.exitcode is not None
     return process.exitcode
 
 

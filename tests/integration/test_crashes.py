@@ -81,8 +81,9 @@ def cut(template: Template, root: Path, number: int, at: int, mode: str, real: b
             code = life(home, template.envelope, at=at, mode=mode, real=real, kill_after=after)
             if code not in (0, -9):
                 return f"{home.name}: the first life ended with {code}"
-            if life(home, template.envelope, real=real) != 0:
-                return f"{home.name}: the second life did not end well"
+            code = life(home, template.envelope, real=real)
+            if code != 0:
+                return f"{home.name}: the second life ended with {code}"
         check(template, home, wrong)
     except AssertionError as error:
         return f"{home.name}: {str(error).splitlines()[0]}"
