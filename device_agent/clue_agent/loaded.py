@@ -98,8 +98,11 @@ class LoadedModel:
         if not len(self.retained):
             return [Prediction(None, None, 0.0, math.inf, self.digest)] * len(logits)
         # The best of the retained columns, rather than of masked logits: no logit whatever can make it a forgotten one.
-        probability, column = logits[:, self.retained].softmax(dim=1).max(dim=1)
-        best = self.retained[column].tolist()
+        # Of the logits, not of the probabilities: rounding makes near logits equal there, and the wrong one wins.
+        retained = logits[:, self.retained]
+        column = retained.argmax(dim=1, keepdim=True)
+        probability = retained.softmax(dim=1).gather(1, column)[:, 0]
+        best = self.retained[column[:, 0]].tolist()
         energies = free_energy(logits, self.forgotten).tolist()
         tops = logits.argmax(dim=1).tolist()
         found = []
