@@ -529,4 +529,6 @@ class PostgresRolloutMachine(RolloutMachine):
 
 TestRolloutMachine = RolloutMachine.TestCase
 TestPostgresRolloutMachine = PostgresRolloutMachine.TestCase
-TestRolloutMachine.settings = TestPostgresRolloutMachine.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
+TestRolloutMachine.settings = TestPostgresRolloutMachine.settings = settings(
+    max_examples=12, stateful_step_count=15, deadline=None
+)
