@@ -279,7 +279,7 @@ def test_a_row_that_someone_holds_is_leased_later(new_url: NewUrl) -> None:
     request_id = fleet.order()
     held = fleet.execution(request_id, 0).id
     other = Database(url)
-    with other.reader.execution_options(postgresql_readonly=False).begin() as connection:
+    with other._engine.begin() as connection:
         connection.execute(select(Execution.id).where(Execution.id == held).with_for_update())
         started = time.monotonic()
         assert set(fleet.lease(0, 1)) == {1}
@@ -357,10 +357,10 @@ def test_a_killed_writer_loses_nothing(new_url: NewUrl, monkeypatch: pytest.Monk
     # Python 3.11's fork server looks for what it preloads without our sys.path.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fleet_ledger"])
+    context.set_forkserver_preload([__name__])
     chance = random.Random(0)  # noqa: S311
     promised: dict[str, set[str]] = {"ordered": set(), "completed": set()}
-    rounds = 12
+    rounds = 20
     for _ in range(rounds):
         ours, theirs = context.Pipe(duplex=False)
         writer = context.Process(target=write_until_killed, args=(url, theirs), daemon=True)
