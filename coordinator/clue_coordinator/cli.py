@@ -16,7 +16,7 @@ from rich.table import Table
 
 import clue
 from clue_coordinator import render
-from clue_coordinator.config import CoordinatorConfig, default_home, load_config
+from clue_coordinator.config import CoordinatorConfig, LedgerConfig, default_home, load_config
 from clue_coordinator.errors import CoordinatorError, UsageError
 from clue_protocol.errors import ProtocolError
 from clue_protocol.v1 import operator_pb2 as pb
@@ -54,8 +54,12 @@ def init(
     superlink_port: Port = 9092,
     operator_port: Port = 9443,
     metrics_port: Port = 9464,
+    ledger_url: Annotated[
+        str,
+        typer.Option("--ledger-url", help="postgresql+psycopg://... [default: an SQLite file in the folder]."),
+    ] = "",
 ) -> None:
-    """Make an installation: signing key, certificate authority, configuration."""
+    """Make an installation: signing key, certificate authority, ledger, configuration."""
     from clue_coordinator.setup import initialise
 
     if len({superlink_port, operator_port, metrics_port}) < 3:
@@ -66,6 +70,7 @@ def init(
         superlink_port=superlink_port,
         operator_port=operator_port,
         metrics_port=metrics_port,
+        ledger=LedgerConfig(url=ledger_url),
         home=_home(home).resolve(),
     )
     initialise(config)
@@ -80,6 +85,31 @@ def serve(home: Home = None) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     run(load_config(_home(home)))
+
+
+@app.command()
+def backup(
+    out: Annotated[Path, typer.Option("--out", help="New file to write the ledger to.")], home: Home = None
+) -> None:
+    """Write the ledger to a file; the coordinator may be running."""
+    from clue_coordinator.backup import back_up
+
+    summary = back_up(load_config(_home(home)), out)
+    print(f"{out}: {sum(summary.rows.values())} rows, sha256 {summary.sha256}")
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="Backup made by 'clue-coordinator backup'.")],
+    home: Home = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a ledger that is not empty.")] = False,
+) -> None:
+    """Replace the ledger by a backup; the coordinator must be stopped."""
+    from clue_coordinator.backup import restore as restore_ledger
+
+    config = load_config(_home(home))
+    summary = restore_ledger(config, source, force=force)
+    print(f"restored {sum(summary.rows.values())} rows, sha256 {summary.sha256}")
 
 
 @app.command()

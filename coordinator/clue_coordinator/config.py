@@ -14,6 +14,14 @@ HOME_VARIABLE = "CLUE_COORDINATOR_HOME"
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
+class LedgerConfig(BaseModel):
+    """``[ledger]``: ``url`` is empty for the SQLite file in the home folder, or ``postgresql+psycopg://...``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = ""
+
+
 class CoordinatorConfig(BaseModel):
     """``coordinator.toml``.
 
@@ -28,6 +36,7 @@ class CoordinatorConfig(BaseModel):
     superlink_port: Port = 9092
     operator_port: Port = 9443
     metrics_port: Port = 9464
+    ledger: LedgerConfig = LedgerConfig()
     home: Path = Field(default=Path(), exclude=True)
 
     @property
@@ -47,9 +56,14 @@ class CoordinatorConfig(BaseModel):
         return f"http://127.0.0.1:{self.metrics_port}/metrics"
 
     @property
-    def ledger(self) -> Path:
-        """The SQLite ledger."""
+    def ledger_file(self) -> Path:
+        """The SQLite ledger, unless ``[ledger] url`` names another."""
         return self.home / "ledger.sqlite"
+
+    @property
+    def ledger_place(self) -> Path | str:
+        """Where the ledger is: the file in the home folder or a database URL."""
+        return self.ledger.url or self.ledger_file
 
     @property
     def request_key(self) -> Path:

@@ -36,8 +36,9 @@ def run(config: CoordinatorConfig) -> None:
         check_pki(config.pki)
         # Before anything starts: a half-started daemon is harder to understand than one line.
         _check_ports(config)
-        ledger = Ledger(config.ledger)
+        ledger = Ledger(config.ledger_place)
         stack.callback(ledger.close)
+        stack.enter_context(ledger.claimed())
         socket = socket_path(config.home, "dispatch.sock")
         stack.callback(_remove_socket, socket, config.home)
         service = dispatch.DispatchService(ledger)

@@ -70,8 +70,9 @@ def add_device(ledger: Ledger, fleet_name: str, enrolment: Enrolment, node_id: i
             receipt_key=key_to_json(enrolment.receipt_key),
             supernode_key=_key_only(enrolment.supernode_key),
             classes=list(enrolment.classes),
-            model_digest=enrolment.model_digest,
-            software_version=enrolment.software_version,
+            # What a device says of itself; PostgreSQL refuses what is longer than its column.
+            model_digest=enrolment.model_digest[:64],
+            software_version=enrolment.software_version[:64],
             online=False,
             enrolled_at=ledger.clock(),
             fleet=fleet,

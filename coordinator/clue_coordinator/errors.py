@@ -23,3 +23,11 @@ class ReceiptError(CoordinatorError):
 
 class FlowerError(CoordinatorError):
     """A Flower command failed."""
+
+
+class LedgerVersionError(CoordinatorError):
+    """The ledger is newer than this software, or the database holds something else."""
+
+
+class BackupError(CoordinatorError):
+    """A backup cannot be written, or a file is not a whole backup that this software can read."""

@@ -11,36 +11,52 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine, event, select
-from sqlalchemy.engine import Engine
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, selectinload
 
-from clue_coordinator.errors import CoordinatorError
-from clue_coordinator.models import Base, Device, Event, Execution, Fleet, Request
+from clue_coordinator.database import Database, reason
+from clue_coordinator.errors import ConflictError, CoordinatorError
+from clue_coordinator.migrations import migrate
+from clue_coordinator.models import Device, Event, Execution, Fleet, Request
 
 
 class Ledger:
-    """The ledger in the SQLite file ``path``.
+    """The ledger in the SQLite file or under the database URL ``where``, made or upgraded if need be.
 
     ``changed`` is notified after every commit: waiters read again instead of polling.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, where: Path | str, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
         self.changed = threading.Condition()
         self._version = 0
         self._writing = threading.Lock()
+        self._database = Database(where)
         try:
-            self._engine = _open_sqlite(path)
-            self._writer = self._engine.execution_options(write=True)
-            Base.metadata.create_all(self._engine)
+            migrate(self._database)
         except SQLAlchemyError as error:
-            raise CoordinatorError(f"cannot use the ledger {path}: {_reason(error)}") from None
+            self.close()
+            raise CoordinatorError(f"cannot use the ledger {self._database.name}: {reason(error)}") from None
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close all connections."""
-        self._engine.dispose()
+        self._database.close()
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Be the ledger's one daemon meanwhile; ConflictError if there is another, perhaps on another machine."""
+        with self._failures():
+            claim = self._database.claim()
+        if claim is None:
+            raise ConflictError(f"the ledger {self._database.name} is in use by another coordinator: stop it first")
+        try:
+            yield
+        finally:
+            claim.close()
 
     @property
     def version(self) -> int:
@@ -56,7 +72,7 @@ class Ledger:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session for reading; CoordinatorError if the database fails."""
-        with self._failures(), Session(self._engine, expire_on_commit=False) as session:
+        with self._failures(), Session(self._database.reader, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
@@ -65,7 +81,12 @@ class Ledger:
 
         CoordinatorError if the database fails; IntegrityError, which a caller may expect, passes.
         """
-        with self._failures(), self._writing, Session(self._writer, expire_on_commit=False) as session, session.begin():
+        with (
+            self._failures(),
+            self._writing,
+            Session(self._database.writer, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
         with self.changed:
             self._version += 1
@@ -78,7 +99,10 @@ class Ledger:
         except IntegrityError:
             raise
         except SQLAlchemyError as error:
-            raise CoordinatorError(f"the ledger failed: {_reason(error)}; nothing was changed") from None
+            # A connection that broke during the commit leaves open whether the server has done it.
+            lost = isinstance(error, DBAPIError) and error.connection_invalidated
+            outcome = "look what is in it before you repeat a change" if lost else "nothing was changed"
+            raise CoordinatorError(f"the ledger failed: {reason(error)}; {outcome}") from None
 
     def record(self, session: Session, kind: str, **fields: Any) -> None:
         """Append an event to the history, in the transaction of ``session``."""
@@ -100,26 +124,3 @@ def find_request(session: Session, request_id: str) -> Request | None:
             selectinload(Request.executions).selectinload(Execution.device).selectinload(Device.fleet),
         )
     )
-
-
-def _open_sqlite(path: Path) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: Any) -> None:
-        # The driver would start transactions by itself, too late and in the wrong mode.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("write") else "BEGIN")
-
-    return engine
-
-
-def _reason(error: SQLAlchemyError) -> str:
-    return str(getattr(error, "orig", None) or error).splitlines()[0]

@@ -1,7 +1,20 @@
 """The ledger's tables (SQLAlchemy 2). Times are UTC seconds since the epoch."""
 
-from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, LargeBinary, String, UniqueConstraint
+from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, LargeBinary, TypeDecorator, UniqueConstraint
+from sqlalchemy import String as _String
+from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+class String(TypeDecorator[str]):
+    """Text that may come from a device: PostgreSQL cannot store the character NUL, SQLite can."""
+
+    impl = _String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Replace it on the way in, so that both databases hold the same."""
+        return value if value is None else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 class Base(DeclarativeBase):
@@ -60,7 +73,7 @@ class Request(Base):
     expires_at: Mapped[float] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
     fleet: Mapped[Fleet] = relationship()
-    executions: Mapped[list["Execution"]] = relationship(back_populates="request")
+    executions: Mapped[list["Execution"]] = relationship(back_populates="request", order_by="Execution.device_pk")
 
 
 class Execution(Base):
@@ -90,7 +103,7 @@ class Execution(Base):
 
 
 class Event(Base):
-    """Append-only history: who or what changed which request or execution, when."""
+    """Append-only history: who or what changed which request or execution, when. Triggers refuse all but inserts."""
 
     __tablename__ = "event"
 

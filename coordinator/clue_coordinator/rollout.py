@@ -69,6 +69,9 @@ def create_request(ledger: Ledger, order: ForgetOrder, signer: Signer) -> str:
             raise UsageError(f"the policy's {name} must be in [0, 1], got {value:g}")
     if not 60 <= order.expires_in_seconds <= 366 * 86400:
         raise UsageError(f"a request must expire after 1 minute to 1 year, got {order.expires_in_seconds:g} s")
+    for name, text, longest in (("method", order.method, 63), ("idempotency key", order.idempotency_key or "", 64)):
+        if len(text) > longest:
+            raise UsageError(f"the {name} has {len(text)} characters; {longest} are the most")
     with ledger.write() as session:
         if order.idempotency_key:
             known = session.scalar(select(Request.id).where(Request.idempotency_key == order.idempotency_key))
@@ -146,7 +149,11 @@ def lease(ledger: Ledger, online_nodes: list[int]) -> list[dispatch_pb2.Assignme
         pending = session.scalars(
             select(Execution)
             .join(Execution.device)
+            .join(Execution.request)
             .where(_leasable(now), Device.node_id.in_(online))
+            .order_by(Request.created_at, Device.device_id)
+            # Row locks exist on PostgreSQL only. What someone else holds right now can wait for the next lease.
+            .with_for_update(of=Execution, skip_locked=True)
             .options(selectinload(Execution.device), selectinload(Execution.request).selectinload(Request.fleet))
         ).all()
         assignments = []
@@ -190,8 +197,9 @@ def report_receipt(ledger: Ledger, execution_id: str, node_id: int, envelope: by
         execution.detail = receipt.detail
         execution.stage, execution.fraction = "done", 1.0
         if new == ExecutionState.SUCCEEDED:
-            execution.device.model_digest = receipt.model_digest_after
-            execution.device.software_version = receipt.software_version
+            # A device may say anything; PostgreSQL refuses what is longer than its column.
+            execution.device.model_digest = receipt.model_digest_after[:64]
+            execution.device.software_version = receipt.software_version[:64]
         _move(session, ledger, execution, new)
         _finish_if_done(session, ledger, execution.request_id)
 
@@ -261,7 +269,8 @@ def _anything_to_do(session: Session, online: set[str], now: float) -> bool:
 
 
 def _note_presence(session: Session, ledger: Ledger, online: set[str], now: float) -> None:
-    for device in session.scalars(select(Device).where(or_(Device.online, Device.node_id.in_(online)))):
+    near = select(Device).where(or_(Device.online, Device.node_id.in_(online))).order_by(Device.device_id)
+    for device in session.scalars(near):
         here = device.node_id in online
         if here and not device.online:
             # What it was asked before it left is asked again at once: the reply to the old message may never come.
@@ -285,12 +294,13 @@ def _expire(session: Session, ledger: Ledger, now: float) -> None:
             Execution.state.in_([ExecutionState.QUEUED, ExecutionState.IN_PROGRESS]),
             Request.expires_at <= now,
         )
+        .order_by(Request.created_at, Execution.device_pk)
         .options(selectinload(Execution.device))
     ).all()
     for execution in rows:
         execution.reason, execution.detail = "DEADLINE", "the request expired before the device answered"
         _move(session, ledger, execution, ExecutionState.TIMED_OUT)
-    for request_id in {execution.request_id for execution in rows}:
+    for request_id in dict.fromkeys(execution.request_id for execution in rows):
         _finish_if_done(session, ledger, request_id)
 
 
@@ -298,6 +308,7 @@ def _find(session: Session, execution_id: str, node_id: int) -> Execution:
     execution = session.scalar(
         select(Execution)
         .where(Execution.id == execution_id)
+        .with_for_update(of=Execution)
         .options(selectinload(Execution.device), selectinload(Execution.request).selectinload(Request.fleet))
     )
     if execution is None or execution.device.node_id != str(node_id):

@@ -1,4 +1,4 @@
-"""``clue-coordinator init``: keys, certificates and configuration of an installation."""
+"""``clue-coordinator init``: keys, certificates, ledger and configuration of an installation."""
 
 import secrets
 import shutil
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clue_coordinator.config import CoordinatorConfig, config_text
 from clue_coordinator.errors import ConfigError, ConflictError
+from clue_coordinator.ledger import Ledger
 from clue_coordinator.pki import create_pki
 from clue_protocol.files import LOCK_FILE, HomeLock, private_folder, write_atomic, write_new_secret
 from clue_protocol.keys import create_signing_key
@@ -44,8 +45,9 @@ def _fill(config: CoordinatorConfig, existed: bool) -> None:
         create_signing_key(config.request_key)
         create_pki(config.pki, config.hosts)
         write_new_secret(config.operator_token, f"{secrets.token_urlsafe(32)}\n".encode())
-        # Last: its presence says that the home is complete.
-        write_atomic(home / "coordinator.toml", config_text(config).encode())
+        Ledger(config.ledger_place).close()
+        # Last: its presence says that the home is complete. Private: a database URL may hold a password.
+        write_atomic(home / "coordinator.toml", config_text(config).encode(), 0o600)
     except BaseException as error:
         _undo(home, existed)
         if isinstance(error, OSError):

@@ -213,7 +213,7 @@ class Installation:
 
     def ledger(self) -> sqlite3.Connection:
         """The coordinator's database, opened beside it."""
-        return sqlite3.connect(self.config.ledger, timeout=20)
+        return sqlite3.connect(self.config.ledger_file, timeout=20)
 
     def events(self, request_id: str, kind: str) -> list[str]:
         """The devices to which ``kind`` happened in a request, in order."""

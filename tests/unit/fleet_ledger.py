@@ -28,8 +28,8 @@ class Fleet:
     nodes: list[int] = field(default_factory=list)
 
     @classmethod
-    def make(cls, path: Path, devices: int) -> "Fleet":
-        fleet = cls(Ledger(path))
+    def make(cls, where: Path | str, devices: int) -> "Fleet":
+        fleet = cls(Ledger(where))
         fleet.ledger.clock = lambda: fleet.now
         enrol.create_fleet(fleet.ledger, "yard")
         for index in range(devices):

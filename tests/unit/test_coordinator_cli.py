@@ -13,6 +13,7 @@ import clue
 from clue_coordinator import cli
 from clue_coordinator.config import load_config
 from clue_coordinator.errors import ConfigError
+from clue_protocol.files import HomeLock
 from clue_protocol.net import free_port
 
 
@@ -180,6 +181,38 @@ def test_a_damaged_configuration(run: Run, home: Path, text: str, problem: str) 
     one_line(run("fleet", "list"), 1, "coordinator.toml", problem)
     with pytest.raises(ConfigError):
         load_config(home)
+
+
+def test_backup_and_restore(run: Run, home: Path, tmp_path: Path) -> None:
+    assert (home / "ledger.sqlite").is_file()
+    assert stat.S_IMODE((home / "coordinator.toml").stat().st_mode) == 0o600
+    out = tmp_path / "ledger.backup"
+    result = run("backup", "--out", out)
+    assert result.code == 0, result
+    assert "sha256" in result.out
+    one_line(run("backup", "--out", out), 1, "exists already")
+    one_line(run("backup", "--out", tmp_path / "none" / "b"), 1, "is not a folder")
+    assert run("restore", out).code == 0
+    one_line(run("restore", out), 1, "--force")  # the history says that it was restored
+    assert run("restore", out, "--force").code == 0
+    lock = HomeLock(home)
+    lock.acquire()
+    one_line(run("restore", out, "--force"), 1, "stop it first")
+    lock.release()
+    one_line(run("restore", home / "operator.token", "--force"), 1, "not a backup")
+    (home / "ledger.sqlite").write_bytes(b"\x80 not what it should be")
+    one_line(run("restore", out, "--force"), 1, "ledger.sqlite")
+    (home / "ledger.sqlite").unlink()
+    one_line(run("backup", "--out", tmp_path / "b"), 1, "there is no ledger")
+    assert run("restore", out).code == 0
+
+
+def test_init_refuses_a_ledger_it_cannot_use(run: Run, tmp_path: Path) -> None:
+    one_line(run("init", "--ledger-url", "mysql://u:secret@h/d"), 1, "[ledger] url", "postgresql+psycopg")
+    result = run("init", "--ledger-url", "postgresql+psycopg://u:secret@127.0.0.1:1/d")
+    one_line(result, 1, "cannot use the ledger")
+    assert "secret" not in result.err
+    assert not (tmp_path / "home").exists()
 
 
 def test_lost_credentials(run: Run, home: Path) -> None:

@@ -1,7 +1,7 @@
 """What Prometheus reads: the ledger as it is, and measurements from verified receipts alone."""
 
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,8 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    made = Fleet.make(tmp_path / "ledger.sqlite", 2)
+def fleet(new_url: Callable[[], str]) -> Iterator[Fleet]:
+    made = Fleet.make(new_url(), 2)
     yield made
     made.ledger.close()
 

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import databases
 import pytest
 from fleet_ledger import DEVICE_KEYS, SIGNER, Fleet
 from hypothesis import settings
@@ -24,11 +25,11 @@ HOUR = 3600.0
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[[int], Fleet]]:
+def make(new_url: Callable[[], str]) -> Iterator[Callable[[int], Fleet]]:
     made: list[Fleet] = []
 
     def build(devices: int) -> Fleet:
-        made.append(Fleet.make(tmp_path / f"{len(made)}.sqlite", devices))
+        made.append(Fleet.make(new_url(), devices))
         return made[-1]
 
     yield build
@@ -372,14 +373,17 @@ def test_reports_for_executions_that_are_not_there(fleet: Fleet) -> None:
     assert fleet.execution(request_id).state == "QUEUED"
 
 
-def test_the_ledger_survives_a_restart(fleet: Fleet, tmp_path: Path) -> None:
+def test_the_ledger_survives_a_restart(new_url: Callable[[], str]) -> None:
+    url = new_url()
+    fleet = Fleet.make(url, 1)
     request_id = fleet.order()
     first = fleet.lease(0)[0]
     fleet.ledger.close()
-    fleet.ledger = Ledger(tmp_path / "0.sqlite", lambda: fleet.now)
+    fleet.ledger = Ledger(url, lambda: fleet.now)
     rollout.release_all(fleet.ledger)
     assert fleet.lease(0)[0].execution_id == first.execution_id
     assert fleet.report(request_id) == "SUCCEEDED"
+    fleet.ledger.close()
 
 
 def test_a_failed_transaction_changes_nothing(fleet: Fleet) -> None:
@@ -406,13 +410,14 @@ def test_a_file_that_is_no_ledger(tmp_path: Path) -> None:
 class RolloutMachine(RuleBasedStateMachine):
     """Leases, reports and time in any order, two devices and up to three requests."""
 
+    kind = "sqlite"
     devices = st.integers(0, 1)
     picks = st.integers(0, 2)
 
     @initialize()
     def begin(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.fleet = Fleet.make(Path(self.folder.name) / "ledger.sqlite", 2)
+        self.fleet = Fleet.make(databases.new_url(self.kind, Path(self.folder.name)), 2)
         self.requests: list[str] = []
         self.seen: dict[str, ExecutionState] = {}
         self.envelopes: dict[str, bytes] = {}
@@ -516,5 +521,14 @@ class RolloutMachine(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
+class PostgresRolloutMachine(RolloutMachine):
+    """The same on PostgreSQL."""
+
+    kind = "postgresql"
+
+
 TestRolloutMachine = RolloutMachine.TestCase
-TestRolloutMachine.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
+TestPostgresRolloutMachine = PostgresRolloutMachine.TestCase
+TestRolloutMachine.settings = TestPostgresRolloutMachine.settings = settings(
+    max_examples=12, stateful_step_count=15, deadline=None
+)
