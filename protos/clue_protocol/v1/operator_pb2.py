@@ -27,17 +27,27 @@ from clue_protocol.v1 import forget_pb2 as clue_dot_v1_dot_forget__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63lue/v1/operator.proto\x12\x07\x63lue.v1\x1a\x13\x63lue/v1/agent.proto\x1a\x14\x63lue/v1/forget.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetServerInfoRequest\"\x8f\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0bmetrics_url\x18\x02 \x01(\t\x12\x19\n\x11superlink_address\x18\x03 \x01(\t\x12\x19\n\x11superlink_running\x18\x04 \x01(\x08\x12\x1a\n\x12\x64ispatcher_running\x18\x05 \x01(\x08\"\"\n\x12\x43reateFleetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"g\n\x05\x46leet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x02 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x03 \x03(\t\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x13\n\x11ListFleetsRequest\"4\n\x12ListFleetsResponse\x12\x1e\n\x06\x66leets\x18\x01 \x03(\x0b\x32\x0e.clue.v1.Fleet\"9\n\x10\x41\x64\x64\x44\x65viceRequest\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x16\n\x0e\x65nrolment_json\x18\x02 \x01(\t\"H\n\x11\x41\x64\x64\x44\x65viceResponse\x12\x1f\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x0f.clue.v1.Device\x12\x12\n\ntrust_json\x18\x02 \x01(\t\"\xbb\x01\n\x06\x44\x65vice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\x12\x0e\n\x06online\x18\x04 \x01(\x08\x12-\n\tlast_seen\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63lasses\x18\x06 \x03(\t\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\t\x12\x18\n\x10software_version\x18\x08 \x01(\t\"#\n\x12ListDevicesRequest\x12\r\n\x05\x66leet\x18\x01 \x01(\t\"7\n\x13ListDevicesResponse\x12 \n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x0f.clue.v1.Device\"\xc3\x01\n\nForgetCall\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x14\n\x0c\x66orget_class\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x1c\n\x14hyperparameters_json\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1f\n\x06policy\x18\x06 \x01(\x0b\x32\x0f.clue.v1.Policy\x12\x1a\n\x12\x65xpires_in_seconds\x18\x07 \x01(\x01\x12\x17\n\x0fidempotency_key\x18\x08 \x01(\t\"\'\n\x11GetRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"$\n\x13ListRequestsRequest\x12\r\n\x05\x66leet\x18\x01 \x01(\t\">\n\x14ListRequestsResponse\x12&\n\x08requests\x18\x01 \x03(\x0b\x32\x14.clue.v1.RequestView\"\xee\x02\n\x0bRequestView\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x14\n\x0c\x66orget_class\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12$\n\x05state\x18\x05 \x01(\x0e\x32\x15.clue.v1.RequestState\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x06policy\x18\t \x01(\x0b\x32\x0f.clue.v1.Policy\x12*\n\nexecutions\x18\n \x03(\x0b\x32\x16.clue.v1.ExecutionView\x12\x12\n\ncreated_by\x18\x0b \x01(\t\"\xa8\x02\n\rExecutionView\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.clue.v1.ExecutionState\x12#\n\x08progress\x18\x03 \x01(\x0b\x32\x11.clue.v1.Progress\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\r\x12!\n\x07receipt\x18\x07 \x01(\x0b\x32\x10.clue.v1.Receipt\x12\x18\n\x10receipt_envelope\x18\x08 \x01(\x0c\x12\x18\n\x10receipt_verified\x18\t \x01(\x08\x12.\n\nupdated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xa2\x01\n\x0cRequestState\x12\x1d\n\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17REQUEST_STATE_SCHEDULED\x10\x01\x12\x1d\n\x19REQUEST_STATE_IN_PROGRESS\x10\x02\x12\x1b\n\x17REQUEST_STATE_COMPLETED\x10\x03\x12\x1a\n\x16REQUEST_STATE_CANCELED\x10\x04*\xa1\x02\n\x0e\x45xecutionState\x12\x1f\n\x1b\x45XECUTION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45XECUTION_STATE_QUEUED\x10\x01\x12\x1f\n\x1b\x45XECUTION_STATE_IN_PROGRESS\x10\x02\x12\x1d\n\x19\x45XECUTION_STATE_SUCCEEDED\x10\x03\x12\x1a\n\x16\x45XECUTION_STATE_FAILED\x10\x04\x12\x1d\n\x19\x45XECUTION_STATE_TIMED_OUT\x10\x05\x12\x1c\n\x18\x45XECUTION_STATE_REJECTED\x10\x06\x12\x1c\n\x18\x45XECUTION_STATE_CANCELED\x10\x07\x12\x1b\n\x17\x45XECUTION_STATE_REMOVED\x10\x08\x32\xf8\x04\n\x0fOperatorService\x12N\n\rGetServerInfo\x12\x1d.clue.v1.GetServerInfoRequest\x1a\x1e.clue.v1.GetServerInfoResponse\x12:\n\x0b\x43reateFleet\x12\x1b.clue.v1.CreateFleetRequest\x1a\x0e.clue.v1.Fleet\x12\x45\n\nListFleets\x12\x1a.clue.v1.ListFleetsRequest\x1a\x1b.clue.v1.ListFleetsResponse\x12\x42\n\tAddDevice\x12\x19.clue.v1.AddDeviceRequest\x1a\x1a.clue.v1.AddDeviceResponse\x12H\n\x0bListDevices\x12\x1b.clue.v1.ListDevicesRequest\x1a\x1c.clue.v1.ListDevicesResponse\x12\x33\n\x06\x46orget\x12\x13.clue.v1.ForgetCall\x1a\x14.clue.v1.RequestView\x12>\n\nGetRequest\x12\x1a.clue.v1.GetRequestRequest\x1a\x14.clue.v1.RequestView\x12K\n\x0cListRequests\x12\x1c.clue.v1.ListRequestsRequest\x1a\x1d.clue.v1.ListRequestsResponse\x12\x42\n\x0cWatchRequest\x12\x1a.clue.v1.GetRequestRequest\x1a\x14.clue.v1.RequestView0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63lue/v1/operator.proto\x12\x07\x63lue.v1\x1a\x13\x63lue/v1/agent.proto\x1a\x14\x63lue/v1/forget.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetServerInfoRequest\"\x8f\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0bmetrics_url\x18\x02 \x01(\t\x12\x19\n\x11superlink_address\x18\x03 \x01(\t\x12\x19\n\x11superlink_running\x18\x04 \x01(\x08\x12\x1a\n\x12\x64ispatcher_running\x18\x05 \x01(\x08\"\"\n\x12\x43reateFleetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"g\n\x05\x46leet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x02 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x03 \x03(\t\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x13\n\x11ListFleetsRequest\"4\n\x12ListFleetsResponse\x12\x1e\n\x06\x66leets\x18\x01 \x03(\x0b\x32\x0e.clue.v1.Fleet\"9\n\x10\x41\x64\x64\x44\x65viceRequest\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x16\n\x0e\x65nrolment_json\x18\x02 \x01(\t\"H\n\x11\x41\x64\x64\x44\x65viceResponse\x12\x1f\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x0f.clue.v1.Device\x12\x12\n\ntrust_json\x18\x02 \x01(\t\"\xf8\x02\n\x06\x44\x65vice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\x12\x0e\n\x06online\x18\x04 \x01(\x08\x12-\n\tlast_seen\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63lasses\x18\x06 \x03(\t\x12\x14\n\x0cmodel_digest\x18\x07 \x01(\t\x12\x18\n\x10software_version\x18\x08 \x01(\t\x12+\n\x06labels\x18\t \x03(\x0b\x32\x1b.clue.v1.Device.LabelsEntry\x12/\n\x0b\x65nrolled_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nretired_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x97\x01\n\x12ListDevicesRequest\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\r\n\x05where\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\x12#\n\x08presence\x18\x05 \x01(\x0e\x32\x11.clue.v1.Presence\x12\x17\n\x0finclude_retired\x18\x06 \x01(\x08\"P\n\x13ListDevicesResponse\x12 \n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x0f.clue.v1.Device\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x96\x01\n\x12LabelDeviceRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x31\n\x03set\x18\x02 \x03(\x0b\x32$.clue.v1.LabelDeviceRequest.SetEntry\x12\x0e\n\x06remove\x18\x03 \x03(\t\x1a*\n\x08SetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\x13RetireDeviceRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\"<\n\x06Target\x12\r\n\x05where\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x02 \x03(\t\x12\x12\n\ncontinuous\x18\x03 \x01(\x08\"\xce\x02\n\x07Rollout\x12\x14\n\x0c\x63\x61nary_share\x18\x01 \x01(\x01\x12\x14\n\x0c\x63\x61nary_count\x18\x02 \x01(\r\x12\x0c\n\x04rate\x18\x03 \x01(\r\x12\x1b\n\x13rate_period_seconds\x18\x04 \x01(\x01\x12\x0e\n\x06growth\x18\x05 \x01(\x01\x12$\n\x08\x61\x62ort_if\x18\x06 \x03(\x0b\x32\x12.clue.v1.AbortRule\x12\x13\n\x0b\x61\x62ort_after\x18\x07 \x01(\r\x12\x17\n\x0ftimeout_seconds\x18\x08 \x01(\x01\x12\x14\n\x0cmax_attempts\x18\t \x01(\r\x12\x17\n\x0f\x62\x61\x63koff_seconds\x18\n \x01(\x01\x12\x12\n\nquiet_from\x18\x0b \x01(\r\x12\x13\n\x0bquiet_until\x18\x0c \x01(\r\x12\x30\n\x0fwithout_samples\x18\r \x01(\x0e\x32\x17.clue.v1.WithoutSamples\"B\n\tAbortRule\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.clue.v1.ExecutionState\x12\r\n\x05share\x18\x02 \x01(\x01\"\x87\x02\n\nForgetCall\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x14\n\x0c\x66orget_class\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x1c\n\x14hyperparameters_json\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1f\n\x06policy\x18\x06 \x01(\x0b\x32\x0f.clue.v1.Policy\x12\x1a\n\x12\x65xpires_in_seconds\x18\x07 \x01(\x01\x12\x17\n\x0fidempotency_key\x18\x08 \x01(\t\x12\x1f\n\x06target\x18\t \x01(\x0b\x32\x0f.clue.v1.Target\x12!\n\x07rollout\x18\n \x01(\x0b\x32\x10.clue.v1.Rollout\"\xc3\x01\n\nForgetPlan\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x14\n\x0c\x66orget_class\x18\x02 \x01(\t\x12\x1c\n\x05waves\x18\x03 \x03(\x0b\x32\r.clue.v1.Wave\x12!\n\x07rollout\x18\x04 \x01(\x0b\x32\x10.clue.v1.Rollout\x12\x1f\n\x06target\x18\x05 \x01(\x0b\x32\x0f.clue.v1.Target\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\x04Wave\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\'\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x16.clue.v1.PlannedDevice\x12\x18\n\x10\x65\x61rliest_seconds\x18\x03 \x01(\x01\"z\n\rPlannedDevice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0e\n\x06online\x18\x02 \x01(\x08\x12/\n\x0bquiet_until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\runknown_class\x18\x04 \x01(\x08\"?\n\x11GetRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0emax_executions\x18\x02 \x01(\r\"8\n\x11\x43hangeRequestCall\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63omment\x18\x02 \x01(\t\"P\n\x10RetryRequestCall\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x65vices\x18\x02 \x03(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"r\n\x13ListRequestsRequest\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12%\n\x06states\x18\x02 \x03(\x0e\x32\x15.clue.v1.RequestState\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"W\n\x14ListRequestsResponse\x12&\n\x08requests\x18\x01 \x03(\x0b\x32\x14.clue.v1.RequestView\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"{\n\x15ListExecutionsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x06states\x18\x02 \x03(\x0e\x32\x17.clue.v1.ExecutionState\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"]\n\x16ListExecutionsResponse\x12*\n\nexecutions\x18\x01 \x03(\x0b\x32\x16.clue.v1.ExecutionView\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"p\n\x11ListEventsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\r\n\x05\x66leet\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\r\x12\x12\n\npage_token\x18\x05 \x01(\t\"M\n\x12ListEventsResponse\x12\x1e\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x0e.clue.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9e\x01\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\r\n\x05\x66leet\x18\x04 \x01(\t\x12\x11\n\tdevice_id\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x08 \x01(\t\"\xbc\x05\n\x0bRequestView\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x14\n\x0c\x66orget_class\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12$\n\x05state\x18\x05 \x01(\x0e\x32\x15.clue.v1.RequestState\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x06policy\x18\t \x01(\x0b\x32\x0f.clue.v1.Policy\x12*\n\nexecutions\x18\n \x03(\x0b\x32\x16.clue.v1.ExecutionView\x12\x12\n\ncreated_by\x18\x0b \x01(\t\x12\x30\n\x06\x63ounts\x18\x0c \x03(\x0b\x32 .clue.v1.RequestView.CountsEntry\x12\x1f\n\x06target\x18\r \x01(\x0b\x32\x0f.clue.v1.Target\x12!\n\x07rollout\x18\x0e \x01(\x0b\x32\x10.clue.v1.Rollout\x12\x0e\n\x06paused\x18\x0f \x01(\x08\x12\x0e\n\x06reason\x18\x10 \x01(\t\x12\x0c\n\x04wave\x18\x11 \x01(\r\x12\r\n\x05waves\x18\x12 \x01(\r\x12\x17\n\x0fwaiting_offline\x18\x13 \x01(\r\x12\x15\n\rwaiting_patch\x18\x14 \x01(\r\x12\x18\n\x0b\x65ta_seconds\x18\x15 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08retry_of\x18\x16 \x01(\t\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x42\x0e\n\x0c_eta_seconds\"\x8a\x04\n\rExecutionView\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.clue.v1.ExecutionState\x12#\n\x08progress\x18\x03 \x01(\x0b\x32\x11.clue.v1.Progress\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\r\x12!\n\x07receipt\x18\x07 \x01(\x0b\x32\x10.clue.v1.Receipt\x12\x18\n\x10receipt_envelope\x18\x08 \x01(\x0c\x12\x18\n\x10receipt_verified\x18\t \x01(\x08\x12.\n\nupdated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04wave\x18\x0b \x01(\r\x12\x0e\n\x06online\x18\x0c \x01(\x08\x12.\n\nstarted_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nnot_before\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x07ra_drop\x18\x10 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07patched\x18\x11 \x01(\x08\x42\n\n\x08_ra_drop*\xbd\x01\n\x0cRequestState\x12\x1d\n\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17REQUEST_STATE_SCHEDULED\x10\x01\x12\x1d\n\x19REQUEST_STATE_IN_PROGRESS\x10\x02\x12\x1b\n\x17REQUEST_STATE_COMPLETED\x10\x03\x12\x1a\n\x16REQUEST_STATE_CANCELED\x10\x04\x12\x19\n\x15REQUEST_STATE_ABORTED\x10\x05*\xa1\x02\n\x0e\x45xecutionState\x12\x1f\n\x1b\x45XECUTION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45XECUTION_STATE_QUEUED\x10\x01\x12\x1f\n\x1b\x45XECUTION_STATE_IN_PROGRESS\x10\x02\x12\x1d\n\x19\x45XECUTION_STATE_SUCCEEDED\x10\x03\x12\x1a\n\x16\x45XECUTION_STATE_FAILED\x10\x04\x12\x1d\n\x19\x45XECUTION_STATE_TIMED_OUT\x10\x05\x12\x1c\n\x18\x45XECUTION_STATE_REJECTED\x10\x06\x12\x1c\n\x18\x45XECUTION_STATE_CANCELED\x10\x07\x12\x1b\n\x17\x45XECUTION_STATE_REMOVED\x10\x08*G\n\x08Presence\x12\x10\n\x0cPRESENCE_ANY\x10\x00\x12\x13\n\x0fPRESENCE_ONLINE\x10\x01\x12\x14\n\x10PRESENCE_OFFLINE\x10\x02*K\n\x0eWithoutSamples\x12\x1a\n\x16WITHOUT_SAMPLES_REJECT\x10\x00\x12\x1d\n\x19WITHOUT_SAMPLES_AGGREGATE\x10\x01\x32\xcf\t\n\x0fOperatorService\x12N\n\rGetServerInfo\x12\x1d.clue.v1.GetServerInfoRequest\x1a\x1e.clue.v1.GetServerInfoResponse\x12:\n\x0b\x43reateFleet\x12\x1b.clue.v1.CreateFleetRequest\x1a\x0e.clue.v1.Fleet\x12\x45\n\nListFleets\x12\x1a.clue.v1.ListFleetsRequest\x1a\x1b.clue.v1.ListFleetsResponse\x12\x42\n\tAddDevice\x12\x19.clue.v1.AddDeviceRequest\x1a\x1a.clue.v1.AddDeviceResponse\x12H\n\x0bListDevices\x12\x1b.clue.v1.ListDevicesRequest\x1a\x1c.clue.v1.ListDevicesResponse\x12;\n\x0bLabelDevice\x12\x1b.clue.v1.LabelDeviceRequest\x1a\x0f.clue.v1.Device\x12=\n\x0cRetireDevice\x12\x1c.clue.v1.RetireDeviceRequest\x1a\x0f.clue.v1.Device\x12\x36\n\nPlanForget\x12\x13.clue.v1.ForgetCall\x1a\x13.clue.v1.ForgetPlan\x12\x33\n\x06\x46orget\x12\x13.clue.v1.ForgetCall\x1a\x14.clue.v1.RequestView\x12>\n\nGetRequest\x12\x1a.clue.v1.GetRequestRequest\x1a\x14.clue.v1.RequestView\x12K\n\x0cListRequests\x12\x1c.clue.v1.ListRequestsRequest\x1a\x1d.clue.v1.ListRequestsResponse\x12Q\n\x0eListExecutions\x12\x1e.clue.v1.ListExecutionsRequest\x1a\x1f.clue.v1.ListExecutionsResponse\x12\x42\n\x0cWatchRequest\x12\x1a.clue.v1.GetRequestRequest\x1a\x14.clue.v1.RequestView0\x01\x12\x41\n\rCancelRequest\x12\x1a.clue.v1.ChangeRequestCall\x1a\x14.clue.v1.RequestView\x12@\n\x0cPauseRequest\x12\x1a.clue.v1.ChangeRequestCall\x1a\x14.clue.v1.RequestView\x12\x41\n\rResumeRequest\x12\x1a.clue.v1.ChangeRequestCall\x1a\x14.clue.v1.RequestView\x12?\n\x0cRetryRequest\x12\x19.clue.v1.RetryRequestCall\x1a\x14.clue.v1.RequestView\x12\x45\n\nListEvents\x12\x1a.clue.v1.ListEventsRequest\x1a\x1b.clue.v1.ListEventsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'clue.v1.operator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REQUESTSTATE']._serialized_start=1924
-  _globals['_REQUESTSTATE']._serialized_end=2086
-  _globals['_EXECUTIONSTATE']._serialized_start=2089
-  _globals['_EXECUTIONSTATE']._serialized_end=2378
+  _globals['_DEVICE_LABELSENTRY']._loaded_options = None
+  _globals['_DEVICE_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_LABELDEVICEREQUEST_SETENTRY']._loaded_options = None
+  _globals['_LABELDEVICEREQUEST_SETENTRY']._serialized_options = b'8\001'
+  _globals['_REQUESTVIEW_COUNTSENTRY']._loaded_options = None
+  _globals['_REQUESTVIEW_COUNTSENTRY']._serialized_options = b'8\001'
+  _globals['_REQUESTSTATE']._serialized_start=4799
+  _globals['_REQUESTSTATE']._serialized_end=4988
+  _globals['_EXECUTIONSTATE']._serialized_start=4991
+  _globals['_EXECUTIONSTATE']._serialized_end=5280
+  _globals['_PRESENCE']._serialized_start=5282
+  _globals['_PRESENCE']._serialized_end=5353
+  _globals['_WITHOUTSAMPLES']._serialized_start=5355
+  _globals['_WITHOUTSAMPLES']._serialized_end=5430
   _globals['_GETSERVERINFOREQUEST']._serialized_start=111
   _globals['_GETSERVERINFOREQUEST']._serialized_end=133
   _globals['_GETSERVERINFORESPONSE']._serialized_start=136
@@ -55,23 +65,59 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADDDEVICERESPONSE']._serialized_start=556
   _globals['_ADDDEVICERESPONSE']._serialized_end=628
   _globals['_DEVICE']._serialized_start=631
-  _globals['_DEVICE']._serialized_end=818
-  _globals['_LISTDEVICESREQUEST']._serialized_start=820
-  _globals['_LISTDEVICESREQUEST']._serialized_end=855
-  _globals['_LISTDEVICESRESPONSE']._serialized_start=857
-  _globals['_LISTDEVICESRESPONSE']._serialized_end=912
-  _globals['_FORGETCALL']._serialized_start=915
-  _globals['_FORGETCALL']._serialized_end=1110
-  _globals['_GETREQUESTREQUEST']._serialized_start=1112
-  _globals['_GETREQUESTREQUEST']._serialized_end=1151
-  _globals['_LISTREQUESTSREQUEST']._serialized_start=1153
-  _globals['_LISTREQUESTSREQUEST']._serialized_end=1189
-  _globals['_LISTREQUESTSRESPONSE']._serialized_start=1191
-  _globals['_LISTREQUESTSRESPONSE']._serialized_end=1253
-  _globals['_REQUESTVIEW']._serialized_start=1256
-  _globals['_REQUESTVIEW']._serialized_end=1622
-  _globals['_EXECUTIONVIEW']._serialized_start=1625
-  _globals['_EXECUTIONVIEW']._serialized_end=1921
-  _globals['_OPERATORSERVICE']._serialized_start=2381
-  _globals['_OPERATORSERVICE']._serialized_end=3013
+  _globals['_DEVICE']._serialized_end=1007
+  _globals['_DEVICE_LABELSENTRY']._serialized_start=962
+  _globals['_DEVICE_LABELSENTRY']._serialized_end=1007
+  _globals['_LISTDEVICESREQUEST']._serialized_start=1010
+  _globals['_LISTDEVICESREQUEST']._serialized_end=1161
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=1163
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=1243
+  _globals['_LABELDEVICEREQUEST']._serialized_start=1246
+  _globals['_LABELDEVICEREQUEST']._serialized_end=1396
+  _globals['_LABELDEVICEREQUEST_SETENTRY']._serialized_start=1354
+  _globals['_LABELDEVICEREQUEST_SETENTRY']._serialized_end=1396
+  _globals['_RETIREDEVICEREQUEST']._serialized_start=1398
+  _globals['_RETIREDEVICEREQUEST']._serialized_end=1438
+  _globals['_TARGET']._serialized_start=1440
+  _globals['_TARGET']._serialized_end=1500
+  _globals['_ROLLOUT']._serialized_start=1503
+  _globals['_ROLLOUT']._serialized_end=1837
+  _globals['_ABORTRULE']._serialized_start=1839
+  _globals['_ABORTRULE']._serialized_end=1905
+  _globals['_FORGETCALL']._serialized_start=1908
+  _globals['_FORGETCALL']._serialized_end=2171
+  _globals['_FORGETPLAN']._serialized_start=2174
+  _globals['_FORGETPLAN']._serialized_end=2369
+  _globals['_WAVE']._serialized_start=2371
+  _globals['_WAVE']._serialized_end=2460
+  _globals['_PLANNEDDEVICE']._serialized_start=2462
+  _globals['_PLANNEDDEVICE']._serialized_end=2584
+  _globals['_GETREQUESTREQUEST']._serialized_start=2586
+  _globals['_GETREQUESTREQUEST']._serialized_end=2649
+  _globals['_CHANGEREQUESTCALL']._serialized_start=2651
+  _globals['_CHANGEREQUESTCALL']._serialized_end=2707
+  _globals['_RETRYREQUESTCALL']._serialized_start=2709
+  _globals['_RETRYREQUESTCALL']._serialized_end=2789
+  _globals['_LISTREQUESTSREQUEST']._serialized_start=2791
+  _globals['_LISTREQUESTSREQUEST']._serialized_end=2905
+  _globals['_LISTREQUESTSRESPONSE']._serialized_start=2907
+  _globals['_LISTREQUESTSRESPONSE']._serialized_end=2994
+  _globals['_LISTEXECUTIONSREQUEST']._serialized_start=2996
+  _globals['_LISTEXECUTIONSREQUEST']._serialized_end=3119
+  _globals['_LISTEXECUTIONSRESPONSE']._serialized_start=3121
+  _globals['_LISTEXECUTIONSRESPONSE']._serialized_end=3214
+  _globals['_LISTEVENTSREQUEST']._serialized_start=3216
+  _globals['_LISTEVENTSREQUEST']._serialized_end=3328
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=3330
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=3407
+  _globals['_EVENT']._serialized_start=3410
+  _globals['_EVENT']._serialized_end=3568
+  _globals['_REQUESTVIEW']._serialized_start=3571
+  _globals['_REQUESTVIEW']._serialized_end=4271
+  _globals['_REQUESTVIEW_COUNTSENTRY']._serialized_start=4210
+  _globals['_REQUESTVIEW_COUNTSENTRY']._serialized_end=4255
+  _globals['_EXECUTIONVIEW']._serialized_start=4274
+  _globals['_EXECUTIONVIEW']._serialized_end=4796
+  _globals['_OPERATORSERVICE']._serialized_start=5433
+  _globals['_OPERATORSERVICE']._serialized_end=6664
 # @@protoc_insertion_point(module_scope)

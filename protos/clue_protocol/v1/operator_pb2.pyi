@@ -36,6 +36,8 @@ class _RequestStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RequestS
     REQUEST_STATE_COMPLETED: _RequestState.ValueType  # 3
     """Every execution is in a final state."""
     REQUEST_STATE_CANCELED: _RequestState.ValueType  # 4
+    REQUEST_STATE_ABORTED: _RequestState.ValueType  # 5
+    """Stopped by its own abort criteria."""
 
 class RequestState(_RequestState, metaclass=_RequestStateEnumTypeWrapper): ...
 
@@ -45,6 +47,8 @@ REQUEST_STATE_IN_PROGRESS: RequestState.ValueType  # 2
 REQUEST_STATE_COMPLETED: RequestState.ValueType  # 3
 """Every execution is in a final state."""
 REQUEST_STATE_CANCELED: RequestState.ValueType  # 4
+REQUEST_STATE_ABORTED: RequestState.ValueType  # 5
+"""Stopped by its own abort criteria."""
 Global___RequestState: _TypeAlias = RequestState  # noqa: Y015
 
 class _ExecutionState:
@@ -75,6 +79,43 @@ EXECUTION_STATE_REJECTED: ExecutionState.ValueType  # 6
 EXECUTION_STATE_CANCELED: ExecutionState.ValueType  # 7
 EXECUTION_STATE_REMOVED: ExecutionState.ValueType  # 8
 Global___ExecutionState: _TypeAlias = ExecutionState  # noqa: Y015
+
+class _Presence:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PresenceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Presence.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRESENCE_ANY: _Presence.ValueType  # 0
+    PRESENCE_ONLINE: _Presence.ValueType  # 1
+    PRESENCE_OFFLINE: _Presence.ValueType  # 2
+
+class Presence(_Presence, metaclass=_PresenceEnumTypeWrapper): ...
+
+PRESENCE_ANY: Presence.ValueType  # 0
+PRESENCE_ONLINE: Presence.ValueType  # 1
+PRESENCE_OFFLINE: Presence.ValueType  # 2
+Global___Presence: _TypeAlias = Presence  # noqa: Y015
+
+class _WithoutSamples:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WithoutSamplesEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WithoutSamples.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WITHOUT_SAMPLES_REJECT: _WithoutSamples.ValueType  # 0
+    """They answer REJECTED, NO_FORGET_SAMPLES."""
+    WITHOUT_SAMPLES_AGGREGATE: _WithoutSamples.ValueType  # 1
+    """They get a patch, made of the updates of devices that had images and the same model."""
+
+class WithoutSamples(_WithoutSamples, metaclass=_WithoutSamplesEnumTypeWrapper):
+    """What is done for devices that have no image of the class."""
+
+WITHOUT_SAMPLES_REJECT: WithoutSamples.ValueType  # 0
+"""They answer REJECTED, NO_FORGET_SAMPLES."""
+WITHOUT_SAMPLES_AGGREGATE: WithoutSamples.ValueType  # 1
+"""They get a patch, made of the updates of devices that had images and the same model."""
+Global___WithoutSamples: _TypeAlias = WithoutSamples  # noqa: Y015
 
 @_typing.final
 class GetServerInfoRequest(_message.Message):
@@ -259,6 +300,26 @@ Global___AddDeviceResponse: _TypeAlias = AddDeviceResponse  # noqa: Y015
 class Device(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     FLEET_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
@@ -267,6 +328,9 @@ class Device(_message.Message):
     CLASSES_FIELD_NUMBER: _builtins.int
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    ENROLLED_AT_FIELD_NUMBER: _builtins.int
+    RETIRED_AT_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     fleet: _builtins.str
     node_id: _builtins.int
@@ -277,6 +341,14 @@ class Device(_message.Message):
     def last_seen(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def enrolled_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def retired_at(self) -> _timestamp_pb2.Timestamp:
+        """Set once the device is retired."""
+
     def __init__(
         self,
         *,
@@ -288,10 +360,13 @@ class Device(_message.Message):
         classes: _abc.Iterable[_builtins.str] | None = ...,
         model_digest: _builtins.str = ...,
         software_version: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        enrolled_at: _timestamp_pb2.Timestamp | None = ...,
+        retired_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen", b"last_seen"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["enrolled_at", b"enrolled_at", "last_seen", b"last_seen", "retired_at", b"retired_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "device_id", b"device_id", "fleet", b"fleet", "last_seen", b"last_seen", "model_digest", b"model_digest", "node_id", b"node_id", "online", b"online", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "device_id", b"device_id", "enrolled_at", b"enrolled_at", "fleet", b"fleet", "labels", b"labels", "last_seen", b"last_seen", "model_digest", b"model_digest", "node_id", b"node_id", "online", b"online", "retired_at", b"retired_at", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -302,16 +377,34 @@ class ListDevicesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FLEET_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PRESENCE_FIELD_NUMBER: _builtins.int
+    INCLUDE_RETIRED_FIELD_NUMBER: _builtins.int
     fleet: _builtins.str
     """Empty for all fleets."""
+    where: _builtins.str
+    """Label selector, as in Target."""
+    page_size: _builtins.int
+    """1 to 1000; 0 means 1000."""
+    page_token: _builtins.str
+    """Of the page before; empty for the first."""
+    presence: Global___Presence.ValueType
+    include_retired: _builtins.bool
     def __init__(
         self,
         *,
         fleet: _builtins.str = ...,
+        where: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        presence: Global___Presence.ValueType = ...,
+        include_retired: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleet", b"fleet"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleet", b"fleet", "include_retired", b"include_retired", "page_size", b"page_size", "page_token", b"page_token", "presence", b"presence", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -322,20 +415,214 @@ class ListDevicesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEVICES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
     def __init__(
         self,
         *,
         devices: _abc.Iterable[Global___Device] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDevicesResponse: _TypeAlias = ListDevicesResponse  # noqa: Y015
+
+@_typing.final
+class LabelDeviceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SetEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    SET_FIELD_NUMBER: _builtins.int
+    REMOVE_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    @_builtins.property
+    def set(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def remove(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        set: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        remove: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "remove", b"remove", "set", b"set"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelDeviceRequest: _TypeAlias = LabelDeviceRequest  # noqa: Y015
+
+@_typing.final
+class RetireDeviceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireDeviceRequest: _TypeAlias = RetireDeviceRequest  # noqa: Y015
+
+@_typing.final
+class Target(_message.Message):
+    """Which devices of a fleet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHERE_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    CONTINUOUS_FIELD_NUMBER: _builtins.int
+    where: _builtins.str
+    """Comma-separated conditions that must all hold: key=value, key!=value, key (has the label), !key (has it not).
+    A device without the label meets key!=value. Empty for all.
+    """
+    continuous: _builtins.bool
+    """Devices that come to match before the deadline are asked too. Otherwise those that match now, and no others."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Named devices; empty for all that meet `where`."""
+
+    def __init__(
+        self,
+        *,
+        where: _builtins.str = ...,
+        devices: _abc.Iterable[_builtins.str] | None = ...,
+        continuous: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continuous", b"continuous", "devices", b"devices", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Target: _TypeAlias = Target  # noqa: Y015
+
+@_typing.final
+class Rollout(_message.Message):
+    """How a request goes through its devices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANARY_SHARE_FIELD_NUMBER: _builtins.int
+    CANARY_COUNT_FIELD_NUMBER: _builtins.int
+    RATE_FIELD_NUMBER: _builtins.int
+    RATE_PERIOD_SECONDS_FIELD_NUMBER: _builtins.int
+    GROWTH_FIELD_NUMBER: _builtins.int
+    ABORT_IF_FIELD_NUMBER: _builtins.int
+    ABORT_AFTER_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    BACKOFF_SECONDS_FIELD_NUMBER: _builtins.int
+    QUIET_FROM_FIELD_NUMBER: _builtins.int
+    QUIET_UNTIL_FIELD_NUMBER: _builtins.int
+    WITHOUT_SAMPLES_FIELD_NUMBER: _builtins.int
+    canary_share: _builtins.float
+    """Devices that go first: a share of them in (0, 1], or a number. The others wait until these have answered."""
+    canary_count: _builtins.int
+    rate: _builtins.int
+    """So many devices begin in rate_period_seconds (60 if 0); 0 for all at once."""
+    rate_period_seconds: _builtins.float
+    growth: _builtins.float
+    """Every wave is so many times the one before; 0 means 1."""
+    abort_after: _builtins.int
+    """Devices that must have answered before the rules are looked at; the end of the canary counts as enough."""
+    timeout_seconds: _builtins.float
+    """A device that has begun must answer within this time; 0 for no limit but the deadline."""
+    max_attempts: _builtins.int
+    """Times that a device is asked, 0 means 1; and the pause before the second, doubled for each further one (0 means 60 s)."""
+    backoff_seconds: _builtins.float
+    quiet_from: _builtins.int
+    """Minutes after midnight on the device's own clock between which no device begins; equal for none."""
+    quiet_until: _builtins.int
+    without_samples: Global___WithoutSamples.ValueType
+    @_builtins.property
+    def abort_if(self) -> _containers.RepeatedCompositeFieldContainer[Global___AbortRule]: ...
+    def __init__(
+        self,
+        *,
+        canary_share: _builtins.float = ...,
+        canary_count: _builtins.int = ...,
+        rate: _builtins.int = ...,
+        rate_period_seconds: _builtins.float = ...,
+        growth: _builtins.float = ...,
+        abort_if: _abc.Iterable[Global___AbortRule] | None = ...,
+        abort_after: _builtins.int = ...,
+        timeout_seconds: _builtins.float = ...,
+        max_attempts: _builtins.int = ...,
+        backoff_seconds: _builtins.float = ...,
+        quiet_from: _builtins.int = ...,
+        quiet_until: _builtins.int = ...,
+        without_samples: Global___WithoutSamples.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_after", b"abort_after", "abort_if", b"abort_if", "backoff_seconds", b"backoff_seconds", "canary_count", b"canary_count", "canary_share", b"canary_share", "growth", b"growth", "max_attempts", b"max_attempts", "quiet_from", b"quiet_from", "quiet_until", b"quiet_until", "rate", b"rate", "rate_period_seconds", b"rate_period_seconds", "timeout_seconds", b"timeout_seconds", "without_samples", b"without_samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
+
+@_typing.final
+class AbortRule(_message.Message):
+    """Abort when the share of such answers among all answers is above `share`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    state: Global___ExecutionState.ValueType
+    """FAILED, REJECTED or TIMED_OUT; unspecified for any of the three."""
+    share: _builtins.float
+    def __init__(
+        self,
+        *,
+        state: Global___ExecutionState.ValueType = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["share", b"share", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbortRule: _TypeAlias = AbortRule  # noqa: Y015
 
 @_typing.final
 class ForgetCall(_message.Message):
@@ -349,6 +636,8 @@ class ForgetCall(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     EXPIRES_IN_SECONDS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
     fleet: _builtins.str
     forget_class: _builtins.str
     method: _builtins.str
@@ -359,6 +648,10 @@ class ForgetCall(_message.Message):
     """A repeated call with the same key answers with the request of the first."""
     @_builtins.property
     def policy(self) -> _forget_pb2.Policy: ...
+    @_builtins.property
+    def target(self) -> Global___Target: ...
+    @_builtins.property
+    def rollout(self) -> Global___Rollout: ...
     def __init__(
         self,
         *,
@@ -370,48 +663,217 @@ class ForgetCall(_message.Message):
         policy: _forget_pb2.Policy | None = ...,
         expires_in_seconds: _builtins.float = ...,
         idempotency_key: _builtins.str = ...,
+        target: Global___Target | None = ...,
+        rollout: Global___Rollout | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "rollout", b"rollout", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_in_seconds", b"expires_in_seconds", "fleet", b"fleet", "forget_class", b"forget_class", "hyperparameters_json", b"hyperparameters_json", "idempotency_key", b"idempotency_key", "method", b"method", "policy", b"policy", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_in_seconds", b"expires_in_seconds", "fleet", b"fleet", "forget_class", b"forget_class", "hyperparameters_json", b"hyperparameters_json", "idempotency_key", b"idempotency_key", "method", b"method", "policy", b"policy", "rollout", b"rollout", "seed", b"seed", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForgetCall: _TypeAlias = ForgetCall  # noqa: Y015
 
 @_typing.final
+class ForgetPlan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLEET_FIELD_NUMBER: _builtins.int
+    FORGET_CLASS_FIELD_NUMBER: _builtins.int
+    WAVES_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    fleet: _builtins.str
+    forget_class: _builtins.str
+    @_builtins.property
+    def waves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Wave]: ...
+    @_builtins.property
+    def rollout(self) -> Global___Rollout: ...
+    @_builtins.property
+    def target(self) -> Global___Target: ...
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        fleet: _builtins.str = ...,
+        forget_class: _builtins.str = ...,
+        waves: _abc.Iterable[Global___Wave] | None = ...,
+        rollout: Global___Rollout | None = ...,
+        target: Global___Target | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "rollout", b"rollout", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "fleet", b"fleet", "forget_class", b"forget_class", "rollout", b"rollout", "target", b"target", "waves", b"waves"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetPlan: _TypeAlias = ForgetPlan  # noqa: Y015
+
+@_typing.final
+class Wave(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    EARLIEST_SECONDS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """0 is the canary."""
+    earliest_seconds: _builtins.float
+    """Seconds after the canary (wave 1) or after the request (no canary) at the earliest."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedDevice]: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        devices: _abc.Iterable[Global___PlannedDevice] | None = ...,
+        earliest_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "earliest_seconds", b"earliest_seconds", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Wave: _TypeAlias = Wave  # noqa: Y015
+
+@_typing.final
+class PlannedDevice(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    ONLINE_FIELD_NUMBER: _builtins.int
+    QUIET_UNTIL_FIELD_NUMBER: _builtins.int
+    UNKNOWN_CLASS_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    online: _builtins.bool
+    unknown_class: _builtins.bool
+    """Its model does not know the class, as far as the coordinator has been told."""
+    @_builtins.property
+    def quiet_until(self) -> _timestamp_pb2.Timestamp:
+        """Begins no earlier than this because of quiet hours; absent if it need not wait."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        online: _builtins.bool = ...,
+        quiet_until: _timestamp_pb2.Timestamp | None = ...,
+        unknown_class: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quiet_until", b"quiet_until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "online", b"online", "quiet_until", b"quiet_until", "unknown_class", b"unknown_class"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedDevice: _TypeAlias = PlannedDevice  # noqa: Y015
+
+@_typing.final
 class GetRequestRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MAX_EXECUTIONS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """The whole id, or its first characters if they fit one request only."""
+    max_executions: _builtins.int
+    """Executions in the answer, the most telling first: 1 to 500; 0 means 50."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
+        max_executions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_executions", b"max_executions", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRequestRequest: _TypeAlias = GetRequestRequest  # noqa: Y015
 
 @_typing.final
+class ChangeRequestCall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    comment: _builtins.str
+    """For the history."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        comment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeRequestCall: _TypeAlias = ChangeRequestCall  # noqa: Y015
+
+@_typing.final
+class RetryRequestCall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    idempotency_key: _builtins.str
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the devices on which it did not succeed only these; empty for all."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        devices: _abc.Iterable[_builtins.str] | None = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "idempotency_key", b"idempotency_key", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryRequestCall: _TypeAlias = RetryRequestCall  # noqa: Y015
+
+@_typing.final
 class ListRequestsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FLEET_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     fleet: _builtins.str
+    page_size: _builtins.int
+    """1 to 1000; 0 means 100."""
+    page_token: _builtins.str
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___RequestState.ValueType]:
+        """Empty for all."""
+
     def __init__(
         self,
         *,
         fleet: _builtins.str = ...,
+        states: _abc.Iterable[Global___RequestState.ValueType] | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleet", b"fleet"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleet", b"fleet", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -422,26 +884,202 @@ class ListRequestsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUESTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestView]:
-        """Without executions."""
+        """Newest first, without executions."""
 
     def __init__(
         self,
         *,
         requests: _abc.Iterable[Global___RequestView] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRequestsResponse: _TypeAlias = ListRequestsResponse  # noqa: Y015
 
 @_typing.final
+class ListExecutionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    page_size: _builtins.int
+    """1 to 500; 0 means 200."""
+    page_token: _builtins.str
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___ExecutionState.ValueType]:
+        """Empty for all."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        states: _abc.Iterable[Global___ExecutionState.ValueType] | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id", "states", b"states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExecutionsRequest: _TypeAlias = ListExecutionsRequest  # noqa: Y015
+
+@_typing.final
+class ListExecutionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def executions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExecutionView]: ...
+    def __init__(
+        self,
+        *,
+        executions: _abc.Iterable[Global___ExecutionView] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executions", b"executions", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExecutionsResponse: _TypeAlias = ListExecutionsResponse  # noqa: Y015
+
+@_typing.final
+class ListEventsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    FLEET_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    device_id: _builtins.str
+    fleet: _builtins.str
+    page_size: _builtins.int
+    """1 to 1000; 0 means 100."""
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        device_id: _builtins.str = ...,
+        fleet: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "fleet", b"fleet", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsRequest: _TypeAlias = ListEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListEventsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]: ...
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___Event] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
+class Event(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    FLEET_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    kind: _builtins.str
+    """"execution.succeeded", "request.aborted", ..."""
+    fleet: _builtins.str
+    device_id: _builtins.str
+    request_id: _builtins.str
+    detail: _builtins.str
+    actor: _builtins.str
+    """Who did it; empty for the coordinator itself and for devices."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        kind: _builtins.str = ...,
+        fleet: _builtins.str = ...,
+        device_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "at", b"at", "detail", b"detail", "device_id", b"device_id", "fleet", b"fleet", "id", b"id", "kind", b"kind", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
 class RequestView(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     FLEET_FIELD_NUMBER: _builtins.int
@@ -454,12 +1092,36 @@ class RequestView(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     EXECUTIONS_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WAVE_FIELD_NUMBER: _builtins.int
+    WAVES_FIELD_NUMBER: _builtins.int
+    WAITING_OFFLINE_FIELD_NUMBER: _builtins.int
+    WAITING_PATCH_FIELD_NUMBER: _builtins.int
+    ETA_SECONDS_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     fleet: _builtins.str
     forget_class: _builtins.str
     method: _builtins.str
     state: Global___RequestState.ValueType
     created_by: _builtins.str
+    paused: _builtins.bool
+    reason: _builtins.str
+    """Why it was aborted or cancelled, in words."""
+    wave: _builtins.int
+    """The newest wave that may begin, and how many there are; the canary is wave 0."""
+    waves: _builtins.int
+    waiting_offline: _builtins.int
+    """Of the queued ones, those whose devices are offline, and those that wait for a patch."""
+    waiting_patch: _builtins.int
+    eta_seconds: _builtins.float
+    """Until the devices that are online have answered, from the pace so far; absent while unknown."""
+    retry_of: _builtins.str
+    """The request that this one repeats."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -469,7 +1131,17 @@ class RequestView(_message.Message):
     @_builtins.property
     def policy(self) -> _forget_pb2.Policy: ...
     @_builtins.property
-    def executions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExecutionView]: ...
+    def executions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExecutionView]:
+        """At most so many as were asked for: what failed first, then what is going on, then by loss of retained accuracy."""
+
+    @_builtins.property
+    def counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Number of executions by state."""
+
+    @_builtins.property
+    def target(self) -> Global___Target: ...
+    @_builtins.property
+    def rollout(self) -> Global___Rollout: ...
     def __init__(
         self,
         *,
@@ -484,12 +1156,25 @@ class RequestView(_message.Message):
         policy: _forget_pb2.Policy | None = ...,
         executions: _abc.Iterable[Global___ExecutionView] | None = ...,
         created_by: _builtins.str = ...,
+        counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        target: Global___Target | None = ...,
+        rollout: Global___Rollout | None = ...,
+        paused: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        wave: _builtins.int = ...,
+        waves: _builtins.int = ...,
+        waiting_offline: _builtins.int = ...,
+        waiting_patch: _builtins.int = ...,
+        eta_seconds: _builtins.float | None = ...,
+        retry_of: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "finished_at", b"finished_at", "policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds", "created_at", b"created_at", "eta_seconds", b"eta_seconds", "expires_at", b"expires_at", "finished_at", b"finished_at", "policy", b"policy", "rollout", b"rollout", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "created_by", b"created_by", "executions", b"executions", "expires_at", b"expires_at", "finished_at", b"finished_at", "fleet", b"fleet", "forget_class", b"forget_class", "method", b"method", "policy", b"policy", "request_id", b"request_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds", "counts", b"counts", "created_at", b"created_at", "created_by", b"created_by", "eta_seconds", b"eta_seconds", "executions", b"executions", "expires_at", b"expires_at", "finished_at", b"finished_at", "fleet", b"fleet", "forget_class", b"forget_class", "method", b"method", "paused", b"paused", "policy", b"policy", "reason", b"reason", "request_id", b"request_id", "retry_of", b"retry_of", "rollout", b"rollout", "state", b"state", "target", b"target", "waiting_offline", b"waiting_offline", "waiting_patch", b"waiting_patch", "wave", b"wave", "waves", b"waves"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__eta_seconds: _TypeAlias = _typing.Literal["eta_seconds"]  # noqa: Y015
+    _WhichOneofArgType__eta_seconds: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eta_seconds) -> _WhichOneofReturnType__eta_seconds | None: ...
 
 Global___RequestView: _TypeAlias = RequestView  # noqa: Y015
 
@@ -507,6 +1192,13 @@ class ExecutionView(_message.Message):
     RECEIPT_ENVELOPE_FIELD_NUMBER: _builtins.int
     RECEIPT_VERIFIED_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    WAVE_FIELD_NUMBER: _builtins.int
+    ONLINE_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    FINISHED_AT_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    RA_DROP_FIELD_NUMBER: _builtins.int
+    PATCHED_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     state: Global___ExecutionState.ValueType
     reason: _builtins.str
@@ -517,6 +1209,12 @@ class ExecutionView(_message.Message):
     """The envelope as received, so that anyone can verify it."""
     receipt_verified: _builtins.bool
     """True if the envelope carries a valid signature of the enrolled device over this request."""
+    wave: _builtins.int
+    online: _builtins.bool
+    ra_drop: _builtins.float
+    """Of the accepted receipt, as a share; absent where it was not measured."""
+    patched: _builtins.bool
+    """The device gets a patch instead of unlearning from images."""
     @_builtins.property
     def progress(self) -> _agent_pb2.Progress: ...
     @_builtins.property
@@ -525,6 +1223,14 @@ class ExecutionView(_message.Message):
 
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def finished_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def not_before(self) -> _timestamp_pb2.Timestamp:
+        """Not begun before this: back-off, or quiet hours."""
+
     def __init__(
         self,
         *,
@@ -538,11 +1244,20 @@ class ExecutionView(_message.Message):
         receipt_envelope: _builtins.bytes = ...,
         receipt_verified: _builtins.bool = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        wave: _builtins.int = ...,
+        online: _builtins.bool = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        finished_at: _timestamp_pb2.Timestamp | None = ...,
+        not_before: _timestamp_pb2.Timestamp | None = ...,
+        ra_drop: _builtins.float | None = ...,
+        patched: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "receipt", b"receipt", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ra_drop", b"_ra_drop", "finished_at", b"finished_at", "not_before", b"not_before", "progress", b"progress", "ra_drop", b"ra_drop", "receipt", b"receipt", "started_at", b"started_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "detail", b"detail", "device_id", b"device_id", "progress", b"progress", "reason", b"reason", "receipt", b"receipt", "receipt_envelope", b"receipt_envelope", "receipt_verified", b"receipt_verified", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ra_drop", b"_ra_drop", "attempts", b"attempts", "detail", b"detail", "device_id", b"device_id", "finished_at", b"finished_at", "not_before", b"not_before", "online", b"online", "patched", b"patched", "progress", b"progress", "ra_drop", b"ra_drop", "reason", b"reason", "receipt", b"receipt", "receipt_envelope", b"receipt_envelope", "receipt_verified", b"receipt_verified", "started_at", b"started_at", "state", b"state", "updated_at", b"updated_at", "wave", b"wave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__ra_drop: _TypeAlias = _typing.Literal["ra_drop"]  # noqa: Y015
+    _WhichOneofArgType__ra_drop: _TypeAlias = _typing.Literal["_ra_drop", b"_ra_drop"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ra_drop) -> _WhichOneofReturnType__ra_drop | None: ...
 
 Global___ExecutionView: _TypeAlias = ExecutionView  # noqa: Y015

@@ -39,12 +39,29 @@ class OperatorServiceStub:
     AddDevice: _grpc.UnaryUnaryMultiCallable[_operator_pb2.AddDeviceRequest, _operator_pb2.AddDeviceResponse]
     """Add a device from its enrolment document; answers with what the device must trust."""
     ListDevices: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListDevicesRequest, _operator_pb2.ListDevicesResponse]
+    LabelDevice: _grpc.UnaryUnaryMultiCallable[_operator_pb2.LabelDeviceRequest, _operator_pb2.Device]
+    """Set and remove labels of a device. Continuous requests that now match it are queued for it."""
+    RetireDevice: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RetireDeviceRequest, _operator_pb2.Device]
+    """Take a device out for good: what is open for it is REMOVED, and it can no longer connect."""
+    PlanForget: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ForgetCall, _operator_pb2.ForgetPlan]
+    """Which devices a request would go to, and in which waves. Nothing is changed."""
     Forget: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ForgetCall, _operator_pb2.RequestView]
-    """Sign and start a request for every device of a fleet."""
+    """Sign and start a request."""
     GetRequest: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetRequestRequest, _operator_pb2.RequestView]
     ListRequests: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListRequestsRequest, _operator_pb2.ListRequestsResponse]
+    ListExecutions: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListExecutionsRequest, _operator_pb2.ListExecutionsResponse]
+    """What every device of a request answered, by device, in pages."""
     WatchRequest: _grpc.UnaryStreamMultiCallable[_operator_pb2.GetRequestRequest, _operator_pb2.RequestView]
-    """The request now and after every change, until it is in a final state."""
+    """The request now and after changes, until it is in a final state and no device is at work on it."""
+    CancelRequest: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ChangeRequestCall, _operator_pb2.RequestView]
+    """No device begins any more; those that have begun finish, and their receipts count."""
+    PauseRequest: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ChangeRequestCall, _operator_pb2.RequestView]
+    """No device begins until the request is resumed. The deadline stays."""
+    ResumeRequest: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ChangeRequestCall, _operator_pb2.RequestView]
+    RetryRequest: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RetryRequestCall, _operator_pb2.RequestView]
+    """A new request like this one, for the devices on which it did not succeed."""
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListEventsRequest, _operator_pb2.ListEventsResponse]
+    """The append-only history, newest first, in pages."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -55,12 +72,29 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     AddDevice: _aio.UnaryUnaryMultiCallable[_operator_pb2.AddDeviceRequest, _operator_pb2.AddDeviceResponse]  # type: ignore[assignment]
     """Add a device from its enrolment document; answers with what the device must trust."""
     ListDevices: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListDevicesRequest, _operator_pb2.ListDevicesResponse]  # type: ignore[assignment]
+    LabelDevice: _aio.UnaryUnaryMultiCallable[_operator_pb2.LabelDeviceRequest, _operator_pb2.Device]  # type: ignore[assignment]
+    """Set and remove labels of a device. Continuous requests that now match it are queued for it."""
+    RetireDevice: _aio.UnaryUnaryMultiCallable[_operator_pb2.RetireDeviceRequest, _operator_pb2.Device]  # type: ignore[assignment]
+    """Take a device out for good: what is open for it is REMOVED, and it can no longer connect."""
+    PlanForget: _aio.UnaryUnaryMultiCallable[_operator_pb2.ForgetCall, _operator_pb2.ForgetPlan]  # type: ignore[assignment]
+    """Which devices a request would go to, and in which waves. Nothing is changed."""
     Forget: _aio.UnaryUnaryMultiCallable[_operator_pb2.ForgetCall, _operator_pb2.RequestView]  # type: ignore[assignment]
-    """Sign and start a request for every device of a fleet."""
+    """Sign and start a request."""
     GetRequest: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetRequestRequest, _operator_pb2.RequestView]  # type: ignore[assignment]
     ListRequests: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListRequestsRequest, _operator_pb2.ListRequestsResponse]  # type: ignore[assignment]
+    ListExecutions: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListExecutionsRequest, _operator_pb2.ListExecutionsResponse]  # type: ignore[assignment]
+    """What every device of a request answered, by device, in pages."""
     WatchRequest: _aio.UnaryStreamMultiCallable[_operator_pb2.GetRequestRequest, _operator_pb2.RequestView]  # type: ignore[assignment]
-    """The request now and after every change, until it is in a final state."""
+    """The request now and after changes, until it is in a final state and no device is at work on it."""
+    CancelRequest: _aio.UnaryUnaryMultiCallable[_operator_pb2.ChangeRequestCall, _operator_pb2.RequestView]  # type: ignore[assignment]
+    """No device begins any more; those that have begun finish, and their receipts count."""
+    PauseRequest: _aio.UnaryUnaryMultiCallable[_operator_pb2.ChangeRequestCall, _operator_pb2.RequestView]  # type: ignore[assignment]
+    """No device begins until the request is resumed. The deadline stays."""
+    ResumeRequest: _aio.UnaryUnaryMultiCallable[_operator_pb2.ChangeRequestCall, _operator_pb2.RequestView]  # type: ignore[assignment]
+    RetryRequest: _aio.UnaryUnaryMultiCallable[_operator_pb2.RetryRequestCall, _operator_pb2.RequestView]  # type: ignore[assignment]
+    """A new request like this one, for the devices on which it did not succeed."""
+    ListEvents: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListEventsRequest, _operator_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """The append-only history, newest first, in pages."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -100,12 +134,36 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operator_pb2.ListDevicesResponse, _abc.Awaitable[_operator_pb2.ListDevicesResponse]]: ...
 
     @_abc_1.abstractmethod
+    def LabelDevice(
+        self,
+        request: _operator_pb2.LabelDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Device, _abc.Awaitable[_operator_pb2.Device]]:
+        """Set and remove labels of a device. Continuous requests that now match it are queued for it."""
+
+    @_abc_1.abstractmethod
+    def RetireDevice(
+        self,
+        request: _operator_pb2.RetireDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Device, _abc.Awaitable[_operator_pb2.Device]]:
+        """Take a device out for good: what is open for it is REMOVED, and it can no longer connect."""
+
+    @_abc_1.abstractmethod
+    def PlanForget(
+        self,
+        request: _operator_pb2.ForgetCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ForgetPlan, _abc.Awaitable[_operator_pb2.ForgetPlan]]:
+        """Which devices a request would go to, and in which waves. Nothing is changed."""
+
+    @_abc_1.abstractmethod
     def Forget(
         self,
         request: _operator_pb2.ForgetCall,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.RequestView, _abc.Awaitable[_operator_pb2.RequestView]]:
-        """Sign and start a request for every device of a fleet."""
+        """Sign and start a request."""
 
     @_abc_1.abstractmethod
     def GetRequest(
@@ -122,11 +180,58 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operator_pb2.ListRequestsResponse, _abc.Awaitable[_operator_pb2.ListRequestsResponse]]: ...
 
     @_abc_1.abstractmethod
+    def ListExecutions(
+        self,
+        request: _operator_pb2.ListExecutionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListExecutionsResponse, _abc.Awaitable[_operator_pb2.ListExecutionsResponse]]:
+        """What every device of a request answered, by device, in pages."""
+
+    @_abc_1.abstractmethod
     def WatchRequest(
         self,
         request: _operator_pb2.GetRequestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_operator_pb2.RequestView], _abc.AsyncIterator[_operator_pb2.RequestView]]:
-        """The request now and after every change, until it is in a final state."""
+        """The request now and after changes, until it is in a final state and no device is at work on it."""
+
+    @_abc_1.abstractmethod
+    def CancelRequest(
+        self,
+        request: _operator_pb2.ChangeRequestCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RequestView, _abc.Awaitable[_operator_pb2.RequestView]]:
+        """No device begins any more; those that have begun finish, and their receipts count."""
+
+    @_abc_1.abstractmethod
+    def PauseRequest(
+        self,
+        request: _operator_pb2.ChangeRequestCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RequestView, _abc.Awaitable[_operator_pb2.RequestView]]:
+        """No device begins until the request is resumed. The deadline stays."""
+
+    @_abc_1.abstractmethod
+    def ResumeRequest(
+        self,
+        request: _operator_pb2.ChangeRequestCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RequestView, _abc.Awaitable[_operator_pb2.RequestView]]: ...
+
+    @_abc_1.abstractmethod
+    def RetryRequest(
+        self,
+        request: _operator_pb2.RetryRequestCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RequestView, _abc.Awaitable[_operator_pb2.RequestView]]:
+        """A new request like this one, for the devices on which it did not succeed."""
+
+    @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _operator_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListEventsResponse, _abc.Awaitable[_operator_pb2.ListEventsResponse]]:
+        """The append-only history, newest first, in pages."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
