@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from clue_coordinator import rollout
+from clue_coordinator import reports, rollout
 from clue_coordinator.errors import CoordinatorError, FlowerError
 from clue_coordinator.flower import Flower
 from clue_coordinator.ledger import Ledger
@@ -50,19 +50,21 @@ class DispatchService(dispatch_pb2_grpc.DispatchServiceServicer):
         try:
             match request.WhichOneof("result"):
                 case "receipt_envelope":
-                    rollout.report_receipt(
-                        self._ledger, request.execution_id, request.node_id, request.receipt_envelope
+                    reports.report_receipt(
+                        self._ledger, request.execution_id, request.node_id, request.receipt_envelope, request.update
                     )
                 case "progress":
-                    rollout.report_progress(
+                    reports.report_progress(
                         self._ledger,
                         request.execution_id,
                         request.node_id,
                         request.progress.stage,
                         request.progress.fraction,
                     )
+                case "not_begun":
+                    reports.report_not_begun(self._ledger, request.execution_id, request.node_id)
                 case _:
-                    rollout.report_error(
+                    reports.report_error(
                         self._ledger,
                         request.execution_id,
                         request.node_id,

@@ -45,7 +45,7 @@ def require_fleet(session: Session, name: str) -> Fleet:
 
 def fleet_classes(fleet: Fleet) -> list[str]:
     """Class names known to at least one device of the fleet, in the order of their first appearance."""
-    return list(dict.fromkeys(name for device in fleet.devices for name in device.classes))
+    return list(dict.fromkeys(name for device in fleet.devices if device.retired_at is None for name in device.classes))
 
 
 def check_new_device(ledger: Ledger, fleet: str, enrolment: Enrolment) -> None:
@@ -75,11 +75,13 @@ def add_device(ledger: Ledger, fleet_name: str, enrolment: Enrolment, node_id: i
             software_version=enrolment.software_version[:64],
             online=False,
             enrolled_at=ledger.clock(),
+            labels=dict(enrolment.labels),
             fleet=fleet,
         )
         session.add(device)
         ledger.record(session, "device.added", fleet=fleet_name, device_id=enrolment.device_id)
         session.flush()
+        join_requests(session, ledger, device)
         return device
 
 

@@ -3,6 +3,7 @@
 import hmac
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -14,15 +15,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import selectinload
 
 import clue
-from clue_coordinator import rollout, views
+from clue_coordinator import actor, devices, pages, requests, views
 from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.dispatch import DispatcherKeeper
-from clue_coordinator.enrol import add_device, check_new_device, create_fleet, require_fleet
+from clue_coordinator.enrol import add_device, check_new_device, create_fleet
 from clue_coordinator.errors import ConflictError, CoordinatorError, FlowerError, UsageError
 from clue_coordinator.flower import Flower
-from clue_coordinator.ledger import Ledger, find_request
-from clue_coordinator.models import Device, Fleet, Request
-from clue_coordinator.states import FINAL_REQUEST
+from clue_coordinator.ledger import Ledger
+from clue_coordinator.models import Fleet
+from clue_coordinator.plan import parse_plan
+from clue_coordinator.progress import progress_of
+from clue_coordinator.targets import Target
 from clue_protocol.documents import Enrolment, Trust
 from clue_protocol.errors import DocumentError
 from clue_protocol.v1 import operator_pb2 as pb
@@ -30,6 +33,8 @@ from clue_protocol.v1 import operator_pb2_grpc
 
 log = logging.getLogger(__name__)
 
+_EXECUTIONS, _MAX_EXECUTIONS = 50, 500
+_WATCH_SECONDS = 0.2
 _STATUS = {
     UsageError: grpc.StatusCode.INVALID_ARGUMENT,
     DocumentError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -107,44 +112,66 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
 
     def ListDevices(self, request: pb.ListDevicesRequest, context: grpc.ServicerContext) -> pb.ListDevicesResponse:  # noqa: D102
         with _answering(context), self._ledger.read() as session:
-            query = select(Device).order_by(Device.device_id).options(selectinload(Device.fleet))
-            if request.fleet:
-                query = query.where(Device.fleet_id == require_fleet(session, request.fleet).id)
-            return pb.ListDevicesResponse(devices=[views.device_view(d) for d in session.scalars(query)])
+            found, token = pages.devices_page(session, request)
+            return pb.ListDevicesResponse(devices=map(views.device_view, found), next_page_token=token)
+        raise AssertionError
+
+    def LabelDevice(self, request: pb.LabelDeviceRequest, context: grpc.ServicerContext) -> pb.Device:  # noqa: D102
+        with _answering(context):
+            labels, remove = dict(request.set), list(request.remove)
+            return views.device_view(devices.label_device(self._ledger, request.device_id, labels, remove))
+        raise AssertionError
+
+    def RetireDevice(self, request: pb.RetireDeviceRequest, context: grpc.ServicerContext) -> pb.Device:  # noqa: D102
+        with _answering(context):
+            device = devices.retire_device(self._ledger, request.device_id)
+            try:
+                self._flower.unregister(int(device.node_id))
+            except FlowerError as error:
+                # It gets nothing any more, connected or not.
+                log.warning("device %s is retired, but Flower still admits it: %s", device.device_id, error)
+            return views.device_view(device)
+        raise AssertionError
+
+    def PlanForget(self, request: pb.ForgetCall, context: grpc.ServicerContext) -> pb.ForgetPlan:  # noqa: D102
+        with _answering(context), self._ledger.read() as session:
+            order = _order(request)
+            now = self._ledger.clock()
+            return views.plan_view(order, requests.plan_request(session, order, now), now)
         raise AssertionError
 
     def Forget(self, request: pb.ForgetCall, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
         with _answering(context):
-            order = rollout.ForgetOrder(
-                fleet=request.fleet,
-                forget_class=request.forget_class,
-                method=request.method,
-                hyperparameters=_hyperparameters(request.hyperparameters_json),
-                seed=request.seed,
-                max_ua=request.policy.max_ua,
-                max_ra_drop=request.policy.max_ra_drop,
-                expires_in_seconds=request.expires_in_seconds,
-                idempotency_key=request.idempotency_key or None,
-            )
-            request_id = rollout.create_request(self._ledger, order, self._signer)
+            request_id = requests.create_request(self._ledger, _order(request), self._signer)
             log.info("request %s: forget '%s' on fleet %s", request_id, request.forget_class, request.fleet)
             return self._view(request_id)
         raise AssertionError
 
     def GetRequest(self, request: pb.GetRequestRequest, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
         with _answering(context):
-            return self._view(request.request_id)
+            return self._view(request.request_id, request.max_executions)
         raise AssertionError
 
     def ListRequests(  # noqa: D102
         self, request: pb.ListRequestsRequest, context: grpc.ServicerContext
     ) -> pb.ListRequestsResponse:
         with _answering(context), self._ledger.read() as session:
-            query = select(Request).order_by(Request.created_at.desc()).options(selectinload(Request.fleet))
-            if request.fleet:
-                query = query.where(Request.fleet_id == require_fleet(session, request.fleet).id)
-            found = [views.request_view(r, executions=False) for r in session.scalars(query)]
-            return pb.ListRequestsResponse(requests=found)
+            found, token = pages.requests_page(session, request)
+            return pb.ListRequestsResponse(requests=map(views.request_view, found), next_page_token=token)
+        raise AssertionError
+
+    def ListExecutions(  # noqa: D102
+        self, request: pb.ListExecutionsRequest, context: grpc.ServicerContext
+    ) -> pb.ListExecutionsResponse:
+        with _answering(context), self._ledger.read() as session:
+            found, token = pages.executions_page(session, request)
+            return pb.ListExecutionsResponse(executions=map(views.execution_view, found), next_page_token=token)
+        raise AssertionError
+
+    def ListEvents(self, request: pb.ListEventsRequest, context: grpc.ServicerContext) -> pb.ListEventsResponse:  # noqa: D102
+        with _answering(context), self._ledger.read() as session:
+            found, token = pages.events_page(session, request)
+            return pb.ListEventsResponse(events=map(views.event_view, found), next_page_token=token)
         raise AssertionError
 
     def WatchRequest(  # noqa: D102
@@ -154,20 +181,66 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         with _answering(context):
             while context.is_active():
                 version = self._ledger.version
-                view = self._view(request.request_id)
+                view = self._view(request.request_id, request.max_executions)
                 if view != last:
                     yield view
                     last = view
-                if pb.RequestState.Name(view.state).removeprefix("REQUEST_STATE_") in FINAL_REQUEST:
+                if view.HasField("finished_at"):
                     return
                 self._ledger.wait_for_change(version, 2.0)
+                # A large fleet changes all the time; nobody reads faster than this.
+                time.sleep(_WATCH_SECONDS)
 
-    def _view(self, request_id: str) -> pb.RequestView:
+    def CancelRequest(self, request: pb.ChangeRequestCall, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
+        with _answering(context):
+            return self._view(requests.cancel_request(self._ledger, request.request_id, request.comment))
+        raise AssertionError
+
+    def PauseRequest(self, request: pb.ChangeRequestCall, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
+        with _answering(context):
+            return self._view(requests.pause_request(self._ledger, request.request_id, request.comment))
+        raise AssertionError
+
+    def ResumeRequest(self, request: pb.ChangeRequestCall, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
+        with _answering(context):
+            return self._view(requests.resume_request(self._ledger, request.request_id, request.comment))
+        raise AssertionError
+
+    def RetryRequest(self, request: pb.RetryRequestCall, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
+        with _answering(context):
+            names, key = list(request.devices), request.idempotency_key or None
+            return self._view(
+                requests.retry_request(self._ledger, request.request_id, self._signer, names, idempotency_key=key)
+            )
+        raise AssertionError
+
+    def _view(self, request_id: str, executions: int = 0) -> pb.RequestView:
+        if executions > _MAX_EXECUTIONS:
+            raise UsageError(f"an answer has at most {_MAX_EXECUTIONS} executions: see ListExecutions for all")
         with self._ledger.read() as session:
-            found = find_request(session, request_id)
-            if found is None:
-                raise UsageError(f"there is no request '{request_id}'")
-            return views.request_view(found)
+            request = requests.require_request(session, request_id)
+            limit = executions or _EXECUTIONS
+            return views.request_view(request, progress_of(session, request, limit, self._ledger.clock()))
+
+
+def _order(call: pb.ForgetCall) -> requests.ForgetOrder:
+    return requests.ForgetOrder(
+        fleet=call.fleet,
+        forget_class=call.forget_class,
+        method=call.method,
+        hyperparameters=_hyperparameters(call.hyperparameters_json),
+        seed=call.seed,
+        max_ua=call.policy.max_ua,
+        max_ra_drop=call.policy.max_ra_drop,
+        max_tries=call.policy.max_tries,
+        expires_in_seconds=call.expires_in_seconds,
+        idempotency_key=call.idempotency_key or None,
+        created_by=actor.current() or "operator",
+        target=Target(
+            where=call.target.where, devices=tuple(call.target.devices), continuous=call.target.continuous
+        ),
+        plan=parse_plan(views.rollout_data(call.rollout)),
+    )
 
 
 def _hyperparameters(text: str) -> dict[str, object] | None:

@@ -1,0 +1,79 @@
+"""How far a request is, and which of its executions are worth showing first."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import case, func, select
+from sqlalchemy.orm import Session, selectinload
+
+from clue_coordinator.executions import active
+from clue_coordinator.models import Device, Execution, Request
+from clue_coordinator.plan import RolloutPlan
+from clue_coordinator.states import ACTIVE, ExecutionState
+
+_FIRST = {
+    ExecutionState.FAILED: 0,
+    ExecutionState.REJECTED: 0,
+    ExecutionState.TIMED_OUT: 0,
+    ExecutionState.IN_PROGRESS: 1,
+    ExecutionState.SUCCEEDED: 2,
+    ExecutionState.QUEUED: 3,
+}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What an operator wants to know of a request beside its counts.
+
+    Attributes:
+        executions: the most telling ones: failures, what is going on, then by loss of retained accuracy.
+        waiting_offline: devices that have not answered and are offline.
+        waiting_patch: devices that wait for a patch.
+        eta_seconds: until those that are online have answered, at the pace so far; None while there is none.
+    """
+
+    executions: list[Execution]
+    waiting_offline: int
+    waiting_patch: int
+    eta_seconds: float | None
+
+
+def progress_of(session: Session, request: Request, limit: int, now: float) -> Progress:
+    """Look at a request; at most ``limit`` executions are loaded."""
+    of_request = Execution.request_id == request.id
+    query = (
+        select(Execution)
+        .join(Execution.device)
+        .where(of_request)
+        .options(
+            selectinload(Execution.device), selectinload(Execution.patch), selectinload(Execution.request)
+        )
+        .limit(limit)
+    )
+    if sum(request.counts.values()) <= limit:
+        query = query.order_by(Device.device_id)
+    else:
+        rank = case(_FIRST, value=Execution.state, else_=4)
+        # Databases do not agree where NULL is sorted.
+        query = query.order_by(rank, func.coalesce(Execution.ra_drop, -2).desc(), Device.device_id)
+    executions = list(session.scalars(query))
+    if not active(request):
+        return Progress(executions, 0, 0, None)
+    pending = select(func.count()).select_from(Execution).join(Execution.device).where(of_request, Execution.state.in_(ACTIVE))
+    offline = session.scalar(pending.where(~Device.online)) or 0
+    patch = session.scalar(pending.where(Execution.waiting == "patch")) or 0
+    return Progress(executions, offline, patch, _eta(session, request, active(request) - offline, now))
+
+
+def _eta(session: Session, request: Request, left: int, now: float) -> float | None:
+    row = session.execute(
+        select(func.min(Execution.started_at), func.count(Execution.finished_at)).where(
+            Execution.request_id == request.id, Execution.started_at.is_not(None)
+        )
+    ).one()
+    begun, done = row
+    if not done or left <= 0 or request.paused_at is not None or now <= begun:
+        return None
+    at_this_pace = left * (now - begun) / done
+    plan = RolloutPlan.model_validate(request.plan)
+    waves = (request.waves - request.wave) * plan.rate_period_seconds if plan.rate else 0.0
+    return float(max(at_this_pace, waves))

@@ -1,0 +1,205 @@
+"""Taking back what comes from devices: receipts, progress, errors."""
+
+from hashlib import sha256
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
+
+from clue_coordinator.errors import ReceiptError, UsageError
+from clue_coordinator.executions import finish_if_done, move, requeue
+from clue_coordinator.ledger import Ledger
+from clue_coordinator.models import Execution, PastReceipt, Request, Update
+from clue_coordinator.plan import RolloutPlan
+from clue_coordinator.receipts import accept_receipt
+from clue_coordinator.states import FINAL_REQUEST, OPEN_REQUEST, ExecutionState, may_follow
+from clue_protocol.v1 import forget_pb2 as pb
+
+# Answers that are no receipts (a crashed forwarder, say) before the device counts as failed.
+MAX_FAULTS = 8
+MAX_UPDATE_BYTES = 32 * 2**20
+_RETRY_SECONDS = 5.0
+_OUTCOMES = {
+    pb.OUTCOME_SUCCEEDED: ExecutionState.SUCCEEDED,
+    pb.OUTCOME_FAILED: ExecutionState.FAILED,
+    pb.OUTCOME_REJECTED: ExecutionState.REJECTED,
+}
+# Failures that the same request may not meet a second time; the others would only repeat themselves.
+_PASSING = {
+    pb.REASON_WORKER_FAILED,
+    pb.REASON_NO_SPACE,
+    pb.REASON_OUT_OF_MEMORY,
+    pb.REASON_OUT_OF_TIME,
+    pb.REASON_STORAGE_FAILED,
+}
+
+
+def report_receipt(ledger: Ledger, execution_id: str, node_id: int, envelope: bytes, update_body: bytes = b"") -> None:
+    """Take a device's receipt. One that is none counts as a fault, and the device is asked again."""
+    with ledger.write() as session:
+        execution = _find(session, execution_id, node_id)
+        try:
+            receipt = accept_receipt(envelope, execution)
+        except ReceiptError as error:
+            _fault(session, ledger, execution, f"the answer was not a receipt: {error}")
+            return
+        new = _OUTCOMES[receipt.outcome]
+        if not may_follow(ExecutionState(execution.state), new) or _is_past(session, execution, envelope):
+            return  # a duplicate of an answer that was taken
+        execution.handed_out = False
+        execution.base_digest = receipt.model_digest_before[:64]
+        execution.reason = "" if new == ExecutionState.SUCCEEDED else _reason_name(receipt.reason)
+        execution.detail = receipt.detail
+        _measured(execution, receipt)
+        if not _put_off(session, ledger, execution, receipt, envelope):
+            _conclude(session, ledger, execution, new, receipt, envelope)
+            _keep_update(session, ledger, execution, receipt, update_body)
+        finish_if_done(session, ledger, execution.request)
+
+
+def _conclude(
+    session: Session, ledger: Ledger, execution: Execution, new: ExecutionState, receipt: pb.Receipt, envelope: bytes
+) -> None:
+    execution.receipt_envelope = envelope
+    execution.stage, execution.fraction = "done", 1.0
+    if new == ExecutionState.SUCCEEDED:
+        execution.device.model_digest = receipt.model_digest_after[:64]
+        execution.device.software_version = receipt.software_version[:64]
+    move(session, ledger, execution, new)
+
+
+def _put_off(session: Session, ledger: Ledger, execution: Execution, receipt: pb.Receipt, envelope: bytes) -> bool:
+    """True if this receipt is not the last word: there is another attempt, or a patch will come."""
+    request = execution.request
+    if request.state not in OPEN_REQUEST or request.expires_at <= ledger.clock():
+        return False
+    plan = RolloutPlan.model_validate(request.plan)
+    no_samples = receipt.outcome == pb.OUTCOME_REJECTED and receipt.reason == pb.REASON_NO_FORGET_SAMPLES
+    again = (
+        receipt.outcome == pb.OUTCOME_FAILED
+        and receipt.reason in _PASSING
+        and execution.attempt < plan.max_attempts
+        and execution.state in (ExecutionState.IN_PROGRESS, ExecutionState.QUEUED)
+    )
+    patchable = no_samples and plan.without_samples == "aggregate" and execution.patch_id is None
+    if not again and not (patchable and execution.state in (ExecutionState.IN_PROGRESS, ExecutionState.QUEUED)):
+        return False
+    session.add(
+        PastReceipt(execution_id=execution.id, attempt=execution.attempt, envelope=envelope, received_at=ledger.clock())
+    )
+    reason = f"{execution.reason}: {execution.detail}"
+    if again:
+        pause = plan.backoff(execution.attempt)
+        requeue(session, ledger, execution, f"attempt {execution.attempt}: {reason}", after=pause, next_attempt=True)
+    else:
+        requeue(session, ledger, execution, reason)
+        execution.waiting = "patch"
+    return True
+
+
+def _keep_update(session: Session, ledger: Ledger, execution: Execution, receipt: pb.Receipt, body: bytes) -> None:
+    """Keep what the device hands out for others, if its receipt names it byte for byte."""
+    if not body or execution.state != ExecutionState.SUCCEEDED or len(body) > MAX_UPDATE_BYTES:
+        return
+    if sha256(body).digest() != receipt.update_digest or execution.patch_id is not None:
+        return
+    if RolloutPlan.model_validate(execution.request.plan).without_samples != "aggregate":
+        return
+    if session.get(Update, execution.id) is None:
+        session.add(
+            Update(
+                execution_id=execution.id,
+                base_digest=receipt.model_digest_before[:64],
+                body=body,
+                received_at=ledger.clock(),
+            )
+        )
+
+
+def _is_past(session: Session, execution: Execution, envelope: bytes) -> bool:
+    query = select(PastReceipt.id).where(PastReceipt.execution_id == execution.id, PastReceipt.envelope == envelope)
+    return session.scalar(query.limit(1)) is not None
+
+
+def _measured(execution: Execution, receipt: pb.Receipt) -> None:
+    def share(accuracy: pb.Accuracy) -> float | None:
+        return accuracy.correct / accuracy.samples if accuracy.samples else None
+
+    execution.ua_before, execution.ua_after = share(receipt.ua_before), share(receipt.ua_after)
+    execution.ra_before, execution.ra_after = share(receipt.ra_before), share(receipt.ra_after)
+    measured = execution.ra_before is not None and execution.ra_after is not None
+    execution.ra_drop = execution.ra_before - execution.ra_after if measured else None  # type: ignore[operator]
+
+
+def _reason_name(reason: int) -> str:
+    """Name of a reason; its number if the device's agent is newer than this coordinator."""
+    known = pb.Reason.DESCRIPTOR.values_by_number.get(reason)
+    return known.name.removeprefix("REASON_") if known is not None else str(reason)
+
+
+def report_progress(ledger: Ledger, execution_id: str, node_id: int, stage: str, fraction: float) -> None:
+    """The device is still at it: show how far, and ask again at once."""
+    with ledger.write() as session:
+        execution = _find(session, execution_id, node_id)
+        if not execution.handed_out:
+            return
+        execution.lease_until = execution.updated_at = ledger.clock()
+        if execution.state == ExecutionState.IN_PROGRESS:
+            execution.stage, execution.fraction = stage[:32], min(max(fraction, 0.0), 1.0)
+
+
+def report_error(ledger: Ledger, execution_id: str, node_id: int, error: str, *, unreachable: bool) -> None:
+    """No answer. A device that could not be reached waits for its return; other errors are counted."""
+    with ledger.write() as session:
+        execution = _find(session, execution_id, node_id)
+        if unreachable:
+            execution.device.online = False
+        if execution.state != ExecutionState.IN_PROGRESS:
+            execution.lease_until = ledger.clock() + _RETRY_SECONDS
+        elif unreachable:
+            requeue(session, ledger, execution, error)
+        else:
+            _fault(session, ledger, execution, error)
+
+
+def report_not_begun(ledger: Ledger, execution_id: str, node_id: int) -> None:
+    """Answer to a recall: the device never began, and will not."""
+    with ledger.write() as session:
+        execution = _find(session, execution_id, node_id)
+        execution.handed_out = False
+        if execution.state in (ExecutionState.QUEUED, ExecutionState.IN_PROGRESS):
+            if execution.request.state not in FINAL_REQUEST:
+                # It was recalled by mistake, or by another coordinator: it is asked again.
+                requeue(session, ledger, execution, "recalled before it began")
+                return
+            execution.reason, execution.detail = execution.request.state, execution.request.reason
+            move(session, ledger, execution, ExecutionState.CANCELED)
+            finish_if_done(session, ledger, execution.request)
+
+
+def _find(session: Session, execution_id: str, node_id: int) -> Execution:
+    execution = session.scalar(
+        select(Execution)
+        .where(Execution.id == execution_id)
+        .options(
+            selectinload(Execution.device),
+            selectinload(Execution.request).selectinload(Request.fleet),
+            selectinload(Execution.patch),
+        )
+    )
+    if execution is None or execution.device.node_id != str(node_id):
+        raise UsageError(f"there is no execution {execution_id} on node {node_id}")
+    return execution
+
+
+def _fault(session: Session, ledger: Ledger, execution: Execution, problem: str) -> None:
+    """Count an answer that was none: asked again after a pause, or FAILED when there were too many."""
+    if execution.state != ExecutionState.IN_PROGRESS:
+        execution.lease_until = ledger.clock() + _RETRY_SECONDS
+        return
+    execution.faults += 1
+    if execution.faults >= MAX_FAULTS:
+        execution.reason, execution.detail = "NO_RECEIPT", problem
+        move(session, ledger, execution, ExecutionState.FAILED, problem)
+        finish_if_done(session, ledger, execution.request)
+    else:
+        requeue(session, ledger, execution, problem, after=_RETRY_SECONDS * execution.faults)
