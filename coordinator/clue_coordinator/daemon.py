@@ -12,7 +12,9 @@ from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.errors import ConfigError, CoordinatorError
 from clue_coordinator.flower import Flower
 from clue_coordinator.ledger import Ledger
+from clue_coordinator.patches import Patcher
 from clue_coordinator.pki import check_pki
+from clue_coordinator.tick import tick
 from clue_protocol.files import HomeLock, socket_path
 from clue_protocol.keys import load_signing_key
 from clue_protocol.net import port_in_use
@@ -20,6 +22,7 @@ from clue_protocol.net import port_in_use
 log = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 15.0
+_TICK_SECONDS = 0.5
 
 
 def run(config: CoordinatorConfig) -> None:
@@ -61,9 +64,19 @@ def run(config: CoordinatorConfig) -> None:
             config.superlink_address,
             config.metrics_url,
         )
-        while not stopping.wait(0.5):
-            pass
+        patcher = Patcher(ledger, signer)
+        while not stopping.wait(_TICK_SECONDS):
+            _tick(ledger, patcher)
         log.info("stopping")
+
+
+def _tick(ledger: Ledger, patcher: Patcher) -> None:
+    try:
+        tick(ledger)
+        patcher.advance()
+    except CoordinatorError as error:
+        # A disk that is full now may not be so in a second; what is due stays due.
+        log.error("%s", error)
 
 
 def _token(config: CoordinatorConfig) -> str:

@@ -11,10 +11,8 @@ from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, Request
 from clue_coordinator.states import ACTIVE, OPEN_REQUEST, ExecutionState
 from clue_coordinator.targets import Target
-from clue_protocol.documents import check_label
+from clue_protocol.documents import MAX_LABELS, check_label
 from clue_protocol.errors import DocumentError
-
-MAX_LABELS = 32
 
 
 def require_device(session: Session, device_id: str) -> Device:

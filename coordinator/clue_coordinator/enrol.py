@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from clue_coordinator.devices import join_requests
 from clue_coordinator.errors import ConflictError, UsageError
 from clue_coordinator.ledger import Ledger, find_fleet
 from clue_coordinator.models import Device, Fleet
@@ -54,7 +55,8 @@ def check_new_device(ledger: Ledger, fleet: str, enrolment: Enrolment) -> None:
         require_fleet(session, fleet)
         taken = session.scalar(select(Device).where(Device.device_id == enrolment.device_id))
         if taken is not None:
-            raise ConflictError(f"device '{enrolment.device_id}' is enrolled already, in fleet '{taken.fleet.name}'")
+            word = "is enrolled already" if taken.retired_at is None else "was retired, and keeps its name"
+            raise ConflictError(f"device '{enrolment.device_id}' {word}, in fleet '{taken.fleet.name}'")
         same_key = session.scalar(select(Device).where(Device.supernode_key == _key_only(enrolment.supernode_key)))
         if same_key is not None:
             raise ConflictError(f"device '{same_key.device_id}' has the same key: every device makes its own")

@@ -236,9 +236,7 @@ def _order(call: pb.ForgetCall) -> requests.ForgetOrder:
         expires_in_seconds=call.expires_in_seconds,
         idempotency_key=call.idempotency_key or None,
         created_by=actor.current() or "operator",
-        target=Target(
-            where=call.target.where, devices=tuple(call.target.devices), continuous=call.target.continuous
-        ),
+        target=Target(where=call.target.where, devices=tuple(call.target.devices), continuous=call.target.continuous),
         plan=parse_plan(views.rollout_data(call.rollout)),
     )
 

@@ -109,11 +109,10 @@ def _page(found: Iterable[T], size: int, key: Any) -> tuple[list[T], str]:
 def _key(token: str, *kinds: type) -> tuple[Any, ...]:
     try:
         values = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-        if isinstance(values, list) and len(values) == len(kinds):
-            if all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)):
-                return tuple(values)
     except (ValueError, binascii.Error, RecursionError):
-        pass
+        values = None
+    if isinstance(values, list) and [type(value) for value in values] == list(kinds):
+        return tuple(values)
     raise UsageError("the page token is none of this list: begin at the first page")
 
 

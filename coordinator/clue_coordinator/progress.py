@@ -44,9 +44,7 @@ def progress_of(session: Session, request: Request, limit: int, now: float) -> P
         select(Execution)
         .join(Execution.device)
         .where(of_request)
-        .options(
-            selectinload(Execution.device), selectinload(Execution.patch), selectinload(Execution.request)
-        )
+        .options(selectinload(Execution.device), selectinload(Execution.patch), selectinload(Execution.request))
         .limit(limit)
     )
     if sum(request.counts.values()) <= limit:
@@ -58,20 +56,24 @@ def progress_of(session: Session, request: Request, limit: int, now: float) -> P
     executions = list(session.scalars(query))
     if not active(request):
         return Progress(executions, 0, 0, None)
-    pending = select(func.count()).select_from(Execution).join(Execution.device).where(of_request, Execution.state.in_(ACTIVE))
+    pending = (
+        select(func.count())
+        .select_from(Execution)
+        .join(Execution.device)
+        .where(of_request, Execution.state.in_(ACTIVE))
+    )
     offline = session.scalar(pending.where(~Device.online)) or 0
     patch = session.scalar(pending.where(Execution.waiting == "patch")) or 0
     return Progress(executions, offline, patch, _eta(session, request, active(request) - offline, now))
 
 
 def _eta(session: Session, request: Request, left: int, now: float) -> float | None:
-    row = session.execute(
+    begun, done = session.execute(
         select(func.min(Execution.started_at), func.count(Execution.finished_at)).where(
             Execution.request_id == request.id, Execution.started_at.is_not(None)
         )
     ).one()
-    begun, done = row
-    if not done or left <= 0 or request.paused_at is not None or now <= begun:
+    if begun is None or not done or left <= 0 or request.paused_at is not None or now <= begun:
         return None
     at_this_pace = left * (now - begun) / done
     plan = RolloutPlan.model_validate(request.plan)

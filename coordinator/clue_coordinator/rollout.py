@@ -69,7 +69,7 @@ def _due(session: Session, now: float) -> list[Execution]:
     return found
 
 
-def _query() -> Select[tuple[Execution]]:
+def _query() -> Select[Execution]:
     return (
         select(Execution)
         .join(Execution.device)

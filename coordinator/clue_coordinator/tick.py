@@ -26,7 +26,7 @@ def tick(ledger: Ledger) -> None:
                 _advance(session, ledger, request, now)
 
 
-def _unfinished() -> Select[tuple[Request]]:
+def _unfinished() -> Select[Request]:
     """Requests that are open, and those that ended early with devices still at work."""
     return (
         select(Request)
@@ -108,7 +108,7 @@ def _canary_is_over(session: Session, request: Request) -> bool:
     return session.scalar(answered.limit(1)) is not None
 
 
-def _overdue(request: Request, plan: RolloutPlan, now: float) -> Select[tuple[Execution]]:
+def _overdue(request: Request, plan: RolloutPlan, now: float) -> Select[Execution]:
     return select(Execution).where(
         Execution.request_id == request.id,
         Execution.state == ExecutionState.IN_PROGRESS,

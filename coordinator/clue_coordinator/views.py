@@ -86,20 +86,19 @@ def target_view(target: dict[str, object]) -> pb.Target:
 def rollout_view(plan: RolloutPlan) -> pb.Rollout:
     """A plan, with the rules that apply."""
     data = plan.model_dump(mode="json")
-    data["abort_if"] = [
-        pb.AbortRule(state="EXECUTION_STATE_UNSPECIFIED" if r.state == "ANY" else f"EXECUTION_STATE_{r.state}", share=r.share)
-        for r in plan.rules()
-    ]
-    data["without_samples"] = f"WITHOUT_SAMPLES_{plan.without_samples.upper()}"
+    data["abort_if"] = [pb.AbortRule(state=_rule_state(rule.state), share=rule.share) for rule in plan.rules()]
+    data["without_samples"] = pb.WithoutSamples.Value(f"WITHOUT_SAMPLES_{plan.without_samples.upper()}")
     return pb.Rollout(**data)
+
+
+def _rule_state(name: str) -> pb.ExecutionState.ValueType:
+    return pb.EXECUTION_STATE_UNSPECIFIED if name == "ANY" else pb.ExecutionState.Value(f"EXECUTION_STATE_{name}")
 
 
 def rollout_data(rollout: pb.Rollout) -> dict[str, object]:
     """The plain data of a plan; 0 and absent fields are left to its defaults."""
     data: dict[str, object] = {
-        field.name: value
-        for field, value in rollout.ListFields()
-        if field.name not in ("abort_if", "without_samples")
+        field.name: value for field, value in rollout.ListFields() if field.name not in ("abort_if", "without_samples")
     }
     rules = []
     for rule in rollout.abort_if:

@@ -5,8 +5,10 @@ They carry public keys, names and addresses; no secret is in either.
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from securesystemslib.signer import Key
 
@@ -17,6 +19,9 @@ ENROLMENT_FORMAT = "clue-enrolment/1"
 TRUST_FORMAT = "clue-trust/1"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _MAX_BYTES = 256 * 1024
+MAX_LABELS = 32
+_LABEL_KEY = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?")
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9_./:+-]{1,63}")
 
 
 def check_name(kind: str, name: str) -> str:
@@ -26,6 +31,19 @@ def check_name(kind: str, name: str) -> str:
             f"{kind} name {name!r} must be 1-63 letters, digits, '.', '_' or '-', not starting with a mark"
         )
     return name
+
+
+def check_label(key: str, value: str) -> None:
+    """DocumentError unless this may label a device; the value of ``timezone`` must be the name of a time zone."""
+    if not _LABEL_KEY.fullmatch(key):
+        raise DocumentError(f"label {key!r} must be 1-63 of a-z, 0-9, '_', '.' and '-', beginning and ending with none")
+    if not _LABEL_VALUE.fullmatch(value):
+        raise DocumentError(f"label {key}={value!r}: a value is 1-63 letters, digits and any of _ . / : + -")
+    if key == "timezone":
+        try:
+            ZoneInfo(value)
+        except (ValueError, OSError, KeyError):
+            raise DocumentError(f"label timezone={value!r} is no time zone: give a name such as Europe/Paris") from None
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,7 @@ class Enrolment:
         classes: class names of its model.
         model_digest: digest of its model bundle.
         software_version: of the agent.
+        labels: what the device says of itself ("site", "hw", "timezone"); the operator may change them.
     """
 
     device_id: str
@@ -47,6 +66,7 @@ class Enrolment:
     classes: tuple[str, ...]
     model_digest: str
     software_version: str
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The document's text."""
@@ -58,6 +78,7 @@ class Enrolment:
             classes=list(self.classes),
             model_digest=self.model_digest,
             software_version=self.software_version,
+            labels=dict(self.labels),
         )
 
     @classmethod
@@ -74,6 +95,7 @@ class Enrolment:
             classes=_texts(data, "classes"),
             model_digest=_text(data, "model_digest"),
             software_version=_text(data, "software_version"),
+            labels=_labels(data),
         )
 
 
@@ -119,6 +141,18 @@ class Trust:
             superlink=superlink,
             ca_pem=_text(data, "ca_pem"),
         )
+
+
+def _labels(data: dict[str, Any]) -> dict[str, str]:
+    """The labels of a document; agents of the first form gave none."""
+    labels = data.get("labels", {})
+    if not isinstance(labels, dict) or len(labels) > MAX_LABELS:
+        raise DocumentError(f"labels must be an object with at most {MAX_LABELS} entries")
+    for key, value in labels.items():
+        if not isinstance(value, str):
+            raise DocumentError(f"label {key!r} must have a text as its value")
+        check_label(key, value)
+    return labels
 
 
 def _dump(form: str, **fields: Any) -> str:

@@ -553,6 +553,7 @@ class Rollout(_message.Message):
     QUIET_FROM_FIELD_NUMBER: _builtins.int
     QUIET_UNTIL_FIELD_NUMBER: _builtins.int
     WITHOUT_SAMPLES_FIELD_NUMBER: _builtins.int
+    MIN_UPDATES_FIELD_NUMBER: _builtins.int
     canary_share: _builtins.float
     """Devices that go first: a share of them in (0, 1], or a number. The others wait until these have answered."""
     canary_count: _builtins.int
@@ -572,6 +573,8 @@ class Rollout(_message.Message):
     """Minutes after midnight on the device's own clock between which no device begins; equal for none."""
     quiet_until: _builtins.int
     without_samples: Global___WithoutSamples.ValueType
+    min_updates: _builtins.int
+    """Updates that a patch is made of at least; 0 means 3, with fewer no majority can outvote a bad one."""
     @_builtins.property
     def abort_if(self) -> _containers.RepeatedCompositeFieldContainer[Global___AbortRule]: ...
     def __init__(
@@ -590,10 +593,11 @@ class Rollout(_message.Message):
         quiet_from: _builtins.int = ...,
         quiet_until: _builtins.int = ...,
         without_samples: Global___WithoutSamples.ValueType = ...,
+        min_updates: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_after", b"abort_after", "abort_if", b"abort_if", "backoff_seconds", b"backoff_seconds", "canary_count", b"canary_count", "canary_share", b"canary_share", "growth", b"growth", "max_attempts", b"max_attempts", "quiet_from", b"quiet_from", "quiet_until", b"quiet_until", "rate", b"rate", "rate_period_seconds", b"rate_period_seconds", "timeout_seconds", b"timeout_seconds", "without_samples", b"without_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_after", b"abort_after", "abort_if", b"abort_if", "backoff_seconds", b"backoff_seconds", "canary_count", b"canary_count", "canary_share", b"canary_share", "growth", b"growth", "max_attempts", b"max_attempts", "min_updates", b"min_updates", "quiet_from", b"quiet_from", "quiet_until", b"quiet_until", "rate", b"rate", "rate_period_seconds", b"rate_period_seconds", "timeout_seconds", b"timeout_seconds", "without_samples", b"without_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

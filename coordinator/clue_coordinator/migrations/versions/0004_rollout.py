@@ -1,5 +1,7 @@
 """Labels, targets, waves, attempts and patches."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -72,9 +74,10 @@ def upgrade() -> None:
     _count()
 
 
-def _extend(table: str, **columns: object) -> None:
+def _extend(table: str, **columns: Any) -> None:
     """Add columns: numbers are defaults; text and JSON begin empty; floats and ids begin absent."""
     for name, kind in columns.items():
+        column: sa.Column[Any]
         if isinstance(kind, bool):
             column = sa.Column(name, sa.Boolean, nullable=False, server_default=sa.true() if kind else sa.false())
         elif isinstance(kind, int):
