@@ -86,7 +86,7 @@ def apply_update(bundle: "ModelBundle", update: Update) -> "ModelBundle":
             # Tied weights have two names and one memory.
             if parameter.data_ptr() not in written:
                 written.add(parameter.data_ptr())
-                parameter += torch.from_numpy(change.dense()).to(parameter)
+                parameter.add_(torch.from_numpy(change.dense()).to(parameter))
     if not parameters_are_finite(model):
         raise UpdateError("the model would hold a weight that is not finite after the update")
     text, weights = bundle_to_bytes(model, spec)
