@@ -1,19 +1,26 @@
 """A client of the operator API, as the command line uses it."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from clue_coordinator.config import CoordinatorConfig
-from clue_coordinator.errors import ConfigError, CoordinatorError, UsageError
-from clue_protocol.v1 import forget_pb2, operator_pb2_grpc
+from clue_coordinator.errors import ConfigError, CoordinatorError, UnavailableError, UsageError
+from clue_protocol.v1 import operator_pb2_grpc
 from clue_protocol.v1 import operator_pb2 as pb
 
 _SECONDS = 15.0
 # Adding a device runs a Flower command on the server.
 _SLOW_SECONDS = 90.0
+# One transaction for every device of a large fleet.
+_LONG_SECONDS = 120.0
+_AWAY_SECONDS = 1.0
+_PAGE = 1000
 
 
 class OperatorClient:
@@ -63,52 +70,123 @@ class OperatorClient:
         with self._errors():
             return self._stub.AddDevice(call, timeout=_SLOW_SECONDS)
 
-    def list_devices(self, fleet: str = "") -> list[pb.Device]:
-        """Devices of a fleet, or all."""
-        with self._errors():
-            return list(self._stub.ListDevices(pb.ListDevicesRequest(fleet=fleet), timeout=_SECONDS).devices)
+    def list_devices(
+        self, fleet: str = "", *, where: str = "", online: bool | None = None, retired: bool = False
+    ) -> Iterator[pb.Device]:
+        """Devices by name, all pages of them."""
+        presence = {None: pb.PRESENCE_ANY, True: pb.PRESENCE_ONLINE, False: pb.PRESENCE_OFFLINE}[online]
+        call = pb.ListDevicesRequest(fleet=fleet, where=where, presence=presence, include_retired=retired)
+        for page in self._pages(self._stub.ListDevices, call):
+            yield from page.devices
 
-    def forget(
-        self,
-        fleet: str,
-        forget_class: str,
-        *,
-        method: str = "",
-        hyperparameters_json: str = "",
-        seed: int = 0,
-        max_ua: float = 0.10,
-        max_ra_drop: float = 0.05,
-        expires_in_seconds: float = 7 * 86400.0,
-        idempotency_key: str = "",
-    ) -> pb.RequestView:
-        """Start a request; see ``ForgetCall`` in operator.proto."""
-        call = pb.ForgetCall(
-            fleet=fleet,
-            forget_class=forget_class,
-            method=method,
-            hyperparameters_json=hyperparameters_json,
-            seed=seed,
-            policy=forget_pb2.Policy(max_ua=max_ua, max_ra_drop=max_ra_drop),
-            expires_in_seconds=expires_in_seconds,
-            idempotency_key=idempotency_key,
-        )
+    def label_device(self, device_id: str, labels: dict[str, str], remove: Sequence[str] = ()) -> pb.Device:
+        """Set and remove labels."""
         with self._errors():
-            return self._stub.Forget(call, timeout=_SECONDS)
+            call = pb.LabelDeviceRequest(device_id=device_id, set=labels, remove=remove)
+            return self._stub.LabelDevice(call, timeout=_SECONDS)
 
-    def get_request(self, request_id: str) -> pb.RequestView:
-        """One request with its executions."""
+    def retire_device(self, device_id: str) -> pb.Device:
+        """Take a device out for good."""
         with self._errors():
-            return self._stub.GetRequest(pb.GetRequestRequest(request_id=request_id), timeout=_SECONDS)
+            return self._stub.RetireDevice(pb.RetireDeviceRequest(device_id=device_id), timeout=_SLOW_SECONDS)
 
-    def list_requests(self, fleet: str = "") -> list[pb.RequestView]:
-        """Requests, newest first, without executions."""
+    def forget(self, call: pb.ForgetCall) -> pb.RequestView:
+        """Start a request."""
         with self._errors():
-            return list(self._stub.ListRequests(pb.ListRequestsRequest(fleet=fleet), timeout=_SECONDS).requests)
+            return self._stub.Forget(call, timeout=_LONG_SECONDS)
 
-    def watch_request(self, request_id: str) -> Iterator[pb.RequestView]:
-        """The request now and after every change, until it is final."""
+    def plan(self, call: pb.ForgetCall) -> pb.ForgetPlan:
+        """Which devices a request would go to, and in which waves; nothing is changed."""
         with self._errors():
-            yield from self._stub.WatchRequest(pb.GetRequestRequest(request_id=request_id))
+            return self._stub.PlanForget(call, timeout=_LONG_SECONDS)
+
+    def get_request(self, request_id: str, *, executions: int = 0) -> pb.RequestView:
+        """One request with its most telling executions; a unique beginning of its id is enough."""
+        with self._errors():
+            call = pb.GetRequestRequest(request_id=request_id, max_executions=executions)
+            return self._stub.GetRequest(call, timeout=_SECONDS)
+
+    def list_requests(
+        self, fleet: str = "", *, states: Sequence[pb.RequestState.ValueType] = (), limit: int | None = None
+    ) -> Iterator[pb.RequestView]:
+        """Requests, newest first, without executions; all pages, or ``limit`` of them."""
+        size = min(limit or _PAGE, _PAGE)
+        call = pb.ListRequestsRequest(fleet=fleet, states=states, page_size=size)
+        yield from islice((r for page in self._pages(self._stub.ListRequests, call) for r in page.requests), limit)
+
+    def list_executions(
+        self, request_id: str, *, states: Sequence[pb.ExecutionState.ValueType] = ()
+    ) -> Iterator[pb.ExecutionView]:
+        """What every device of a request answered, by device; all pages."""
+        call = pb.ListExecutionsRequest(request_id=request_id, states=states, page_size=500)
+        for page in self._pages(self._stub.ListExecutions, call):
+            yield from page.executions
+
+    def list_events(
+        self, *, request_id: str = "", device_id: str = "", fleet: str = "", limit: int | None = None
+    ) -> Iterator[pb.Event]:
+        """The history, newest first; all pages, or ``limit`` of it."""
+        size = min(limit or _PAGE, _PAGE)
+        call = pb.ListEventsRequest(request_id=request_id, device_id=device_id, fleet=fleet, page_size=size)
+        yield from islice((e for page in self._pages(self._stub.ListEvents, call) for e in page.events), limit)
+
+    def cancel_request(self, request_id: str, comment: str = "") -> pb.RequestView:
+        """No device begins any more."""
+        with self._errors():
+            return self._stub.CancelRequest(_change(request_id, comment), timeout=_LONG_SECONDS)
+
+    def pause_request(self, request_id: str, comment: str = "") -> pb.RequestView:
+        """No device begins until it is resumed."""
+        with self._errors():
+            return self._stub.PauseRequest(_change(request_id, comment), timeout=_SECONDS)
+
+    def resume_request(self, request_id: str, comment: str = "") -> pb.RequestView:
+        """Go on with a paused request."""
+        with self._errors():
+            return self._stub.ResumeRequest(_change(request_id, comment), timeout=_SECONDS)
+
+    def retry_request(self, request_id: str, devices: Sequence[str] = (), idempotency_key: str = "") -> pb.RequestView:
+        """A new request for the devices on which this one did not succeed."""
+        call = pb.RetryRequestCall(request_id=request_id, devices=devices, idempotency_key=idempotency_key)
+        with self._errors():
+            return self._stub.RetryRequest(call, timeout=_LONG_SECONDS)
+
+    def watch_request(self, request_id: str, *, executions: int = 0) -> Iterator[pb.RequestView]:
+        """The request now and after changes, until it is over; CoordinatorError if the coordinator goes away."""
+        with self._errors():
+            call = pb.GetRequestRequest(request_id=request_id, max_executions=executions)
+            yield from self._stub.WatchRequest(call)
+
+    def follow_request(
+        self, request_id: str, *, executions: int = 0, patience: float = 300.0
+    ) -> Iterator[pb.RequestView | None]:
+        """As :meth:`watch_request`, through restarts of the coordinator: None while it is away.
+
+        CoordinatorError if it stays away for ``patience`` seconds.
+        """
+        gone_since: float | None = None
+        while True:
+            try:
+                for view in self.watch_request(request_id, executions=executions):
+                    gone_since = None
+                    yield view
+                return
+            except UnavailableError:
+                now = time.monotonic()
+                gone_since = gone_since or now
+                if now - gone_since > patience:
+                    raise
+                yield None
+                time.sleep(_AWAY_SECONDS)
+
+    def _pages(self, method: Callable[..., Any], call: Any) -> Iterator[Any]:
+        while True:
+            with self._errors():
+                page = method(call, timeout=_SECONDS)
+            yield page
+            if not page.next_page_token:
+                return
+            call.page_token = page.next_page_token
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -117,9 +195,13 @@ class OperatorClient:
         except grpc.RpcError as error:
             code, details = error.code(), error.details() or ""
             if code == grpc.StatusCode.UNAVAILABLE and "flwr" not in details and "SuperLink" not in details:
-                raise CoordinatorError(
+                raise UnavailableError(
                     f"the coordinator of {self._home} is not running: start it with 'clue-coordinator serve'"
                 ) from None
             if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND):
                 raise UsageError(details) from None
             raise CoordinatorError(details or f"the coordinator answered {code.name}") from None
+
+
+def _change(request_id: str, comment: str) -> pb.ChangeRequestCall:
+    return pb.ChangeRequestCall(request_id=request_id, comment=comment)

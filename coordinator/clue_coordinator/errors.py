@@ -35,3 +35,7 @@ class BackupError(CoordinatorError):
 
 class AggregationError(CoordinatorError):
     """The devices' updates cannot be combined into one that a majority of them supports."""
+
+
+class UnavailableError(CoordinatorError):
+    """The coordinator does not answer."""

@@ -36,6 +36,7 @@ def move(session: Session, ledger: Ledger, execution: Execution, new: ExecutionS
         execution.stage, execution.fraction = "", 0.0
     elif new in FINAL:
         execution.finished_at = now
+        execution.lease_until = None
         execution.not_before, execution.waiting = None, ""
     ledger.record(
         session,

@@ -87,6 +87,8 @@ class Request(Base):
     paused_at: Mapped[float | None] = mapped_column(Float)
     reason: Mapped[str] = mapped_column(String, default="")
     retry_of: Mapped[str | None] = mapped_column(String(36))
+    # Of its fleet's requests; 0 for those of the first form.
+    sequence: Mapped[int] = mapped_column(Integer, default=0)
     fleet: Mapped[Fleet] = relationship()
     executions: Mapped[list["Execution"]] = relationship(back_populates="request", order_by="Execution.device_pk")
 
@@ -137,7 +139,7 @@ class Execution(Base):
     updated_at: Mapped[float] = mapped_column(Float)
     request: Mapped[Request] = relationship(back_populates="executions", foreign_keys=[request_id])
     device: Mapped[Device] = relationship()
-    patch: Mapped["Patch | None"] = relationship()
+    patch: Mapped["Patch | None"] = relationship(lazy="selectin")
 
 
 class PastReceipt(Base):
@@ -173,7 +175,8 @@ class Patch(Base):
     request_id: Mapped[str] = mapped_column(ForeignKey("request.id"))
     base_digest: Mapped[str] = mapped_column(String(64))
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
-    body: Mapped[bytes] = mapped_column(LargeBinary)
+    # Megabytes: read only where it is handed out.
+    body: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
     report: Mapped[dict[str, object]] = mapped_column(JSON)
     created_at: Mapped[float] = mapped_column(Float)
 

@@ -45,7 +45,7 @@ def executions_page(session: Session, call: pb.ListExecutionsRequest) -> tuple[l
         select(Execution)
         .join(Execution.device)
         .where(Execution.request_id == request.id)
-        .options(selectinload(Execution.device), selectinload(Execution.patch), selectinload(Execution.request))
+        .options(selectinload(Execution.device), selectinload(Execution.request))
         .order_by(Device.device_id)
     )
     if call.states:

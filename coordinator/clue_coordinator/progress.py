@@ -44,7 +44,7 @@ def progress_of(session: Session, request: Request, limit: int, now: float) -> P
         select(Execution)
         .join(Execution.device)
         .where(of_request)
-        .options(selectinload(Execution.device), selectinload(Execution.patch), selectinload(Execution.request))
+        .options(selectinload(Execution.device), selectinload(Execution.request))
         .limit(limit)
     )
     if sum(request.counts.values()) <= limit:

@@ -148,15 +148,14 @@ def report_progress(ledger: Ledger, execution_id: str, node_id: int, stage: str,
 
 
 def report_error(ledger: Ledger, execution_id: str, node_id: int, error: str, *, unreachable: bool) -> None:
-    """No answer. A device that could not be reached waits for its return; other errors are counted."""
+    """No answer. A device that could not be reached is asked again, however often; other errors are counted."""
     with ledger.write() as session:
         execution = _find(session, execution_id, node_id)
-        if unreachable:
-            execution.device.online = False
         if execution.state != ExecutionState.IN_PROGRESS:
             execution.lease_until = ledger.clock() + _RETRY_SECONDS
         elif unreachable:
-            requeue(session, ledger, execution, error)
+            # A device that was cut off counts as online for a minute: it must not be asked twice a second meanwhile.
+            requeue(session, ledger, execution, error, after=_RETRY_SECONDS)
         else:
             _fault(session, ledger, execution, error)
 
@@ -183,7 +182,6 @@ def _find(session: Session, execution_id: str, node_id: int) -> Execution:
         .options(
             selectinload(Execution.device),
             selectinload(Execution.request).selectinload(Request.fleet),
-            selectinload(Execution.patch),
         )
     )
     if execution is None or execution.device.node_id != str(node_id):

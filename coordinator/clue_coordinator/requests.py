@@ -121,6 +121,7 @@ def create_request(ledger: Ledger, order: ForgetOrder, signer: Signer) -> str:
             wave_at=now,
             waves=max(1, len(planned.waves) - 1),
             retry_of=order.retry_of,
+            sequence=fleet.sequence,
         )
         session.add(request)
         for wave, devices in enumerate(planned.waves):

@@ -50,19 +50,19 @@ def lease(ledger: Ledger, online_nodes: list[int]) -> list[dispatch_pb2.Assignme
 def _due(session: Session, now: float) -> list[Execution]:
     """What may be handed out, oldest request first; a device gets one thing at a time."""
     found = list(
-        session.scalars(_query().where(_again(now)).order_by(Execution.lease_until, Execution.id).limit(_BATCH))
+        session.scalars(_query().where(_again(now)).order_by(Execution.lease_until, Execution.device_pk).limit(_BATCH))
     )
     taken = {execution.device_pk for execution in found}
     requests = session.scalars(
         select(Request)
         .where(Request.state.in_(OPEN_REQUEST), Request.paused_at.is_(None), Request.expires_at > now)
-        .order_by(Request.created_at, Request.id)
+        .order_by(Request.created_at, Request.sequence)
     )
     for request in requests:
         room = min(_BATCH - len(found), _room(session, request, now))
         if room <= 0 or not request.counts.get(ExecutionState.QUEUED):
             continue
-        query = _query().where(_startable(request, now)).order_by(Execution.wave, Execution.id).limit(room)
+        query = _query().where(_startable(request, now)).order_by(Execution.wave, Execution.device_pk).limit(room)
         fresh = [execution for execution in session.scalars(query) if execution.device_pk not in taken]
         taken |= {execution.device_pk for execution in fresh}
         found += fresh
@@ -78,7 +78,6 @@ def _query() -> Select[Execution]:
         .options(
             selectinload(Execution.device),
             selectinload(Execution.request).selectinload(Request.fleet),
-            selectinload(Execution.patch),
         )
     )
 

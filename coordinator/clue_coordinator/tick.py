@@ -32,7 +32,7 @@ def _unfinished() -> Select[Request]:
         select(Request)
         .where(or_(Request.state.in_(OPEN_REQUEST), Request.finished_at.is_(None)))
         .options(selectinload(Request.fleet))
-        .order_by(Request.created_at, Request.id)
+        .order_by(Request.created_at, Request.sequence)
     )
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 
-from clue_coordinator import enrol, rollout
+from clue_coordinator import enrol, reports, requests, rollout
 from clue_coordinator.ledger import Ledger, find_request
 from clue_coordinator.models import Event, Execution, Request
-from clue_coordinator.rollout import ForgetOrder
+from clue_coordinator.requests import ForgetOrder
+from clue_coordinator.tick import tick
 from clue_protocol.documents import Enrolment
 from clue_protocol.envelope import RECEIPT_TYPE, envelope_digest, sign_message
 from clue_protocol.v1 import dispatch_pb2
@@ -26,6 +27,7 @@ class Fleet:
     ledger: Ledger
     now: float = 1_000_000.0
     nodes: list[int] = field(default_factory=list)
+    last: dict[int, dispatch_pb2.Assignment] = field(default_factory=dict)
 
     @classmethod
     def make(cls, where: Path | str, devices: int) -> "Fleet":
@@ -47,14 +49,19 @@ class Fleet:
         self.nodes.append(node)
 
     def order(self, forget_class: str = "bird", **options: Any) -> str:
-        return rollout.create_request(self.ledger, ForgetOrder("yard", forget_class, **options), SIGNER)
+        return requests.create_request(self.ledger, ForgetOrder("yard", forget_class, **options), SIGNER)
 
     def lease(self, *indices: int) -> dict[int, dispatch_pb2.Assignment]:
         """Assignments by device index, with these devices online."""
         found = rollout.lease(self.ledger, [self.nodes[index] for index in indices])
         by_device = {self.nodes.index(a.node_id): a for a in found}
-        assert len(by_device) == len(found) or len({a.request_id for a in found}) > 1
+        assert len(by_device) == len(found)  # one thing at a time
+        self.last = by_device
         return by_device
+
+    def tick(self) -> None:
+        """What the daemon does every half second."""
+        tick(self.ledger)
 
     def request(self, request_id: str) -> Request:
         with self.ledger.read() as session:
@@ -99,5 +106,5 @@ class Fleet:
         """Report a receipt of device ``index`` and return the state that its execution is in then."""
         data = envelope if envelope is not None else self.receipt(request_id, index, **fields)
         execution = self.execution(request_id, index)
-        rollout.report_receipt(self.ledger, execution.id, self.nodes[index], data)
+        reports.report_receipt(self.ledger, execution.id, self.nodes[index], data)
         return self.execution(request_id, index).state

@@ -22,7 +22,7 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from clue_coordinator import enrol, migrations, rollout
+from clue_coordinator import enrol, migrations, requests, rollout
 from clue_coordinator.backup import back_up, restore
 from clue_coordinator.config import CoordinatorConfig, LedgerConfig
 from clue_coordinator.database import Database, parse_url
@@ -262,9 +262,9 @@ def test_sequence_numbers_are_never_given_twice(new_url: NewUrl) -> None:
     url = new_url()
     fleet = Fleet.make(url, 1)
     ledgers = [Ledger(url) for _ in range(4)]
-    order = rollout.ForgetOrder("yard", "bird")
+    order = requests.ForgetOrder("yard", "bird")
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda i: rollout.create_request(ledgers[i % 4], order, SIGNER), range(20)))
+        list(pool.map(lambda i: requests.create_request(ledgers[i % 4], order, SIGNER), range(20)))
     [row] = rows(url)["fleet"]
     assert row[3] == 20
     for ledger in [*ledgers, fleet.ledger]:

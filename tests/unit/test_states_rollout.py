@@ -12,11 +12,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from clue_coordinator import enrol, rollout
+from clue_coordinator import enrol, reports, requests, rollout
 from clue_coordinator.errors import ConflictError, CoordinatorError, UsageError
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.receipts import is_verified
-from clue_coordinator.rollout import LEASE_SECONDS, MAX_ATTEMPTS
+from clue_coordinator.reports import MAX_FAULTS
+from clue_coordinator.rollout import LEASE_SECONDS
 from clue_coordinator.states import FINAL, ExecutionState, RequestState, check_change, may_follow
 from clue_protocol.envelope import REQUEST_TYPE, open_message, sign_message
 from clue_protocol.v1 import forget_pb2 as pb
@@ -46,10 +47,12 @@ def fleet(make: Callable[[int], Fleet]) -> Fleet:
 
 
 def test_final_states_stay_but_for_a_late_receipt() -> None:
-    for old in FINAL - {ExecutionState.TIMED_OUT}:
+    unanswered = {ExecutionState.TIMED_OUT, ExecutionState.CANCELED}
+    for old in FINAL - unanswered:
         assert not any(may_follow(old, new) for new in ExecutionState)
-    late = {new for new in ExecutionState if may_follow(ExecutionState.TIMED_OUT, new)}
-    assert late == {ExecutionState.SUCCEEDED, ExecutionState.FAILED, ExecutionState.REJECTED}
+    for old in unanswered:
+        late = {new for new in ExecutionState if may_follow(old, new)}
+        assert late == {ExecutionState.SUCCEEDED, ExecutionState.FAILED, ExecutionState.REJECTED}
     for old in set(ExecutionState) - FINAL:
         assert all(may_follow(old, new) for new in FINAL)
         assert not may_follow(old, old)
@@ -84,7 +87,7 @@ def test_orders_that_make_no_sense(fleet: Fleet, make: Callable[[int], Fleet]) -
     with pytest.raises(UsageError, match=r"birdd.*'bird'"):
         fleet.order("birdd")
     with pytest.raises(UsageError, match="did you mean 'yard'"):
-        rollout.create_request(fleet.ledger, rollout.ForgetOrder("yrad", "bird"), SIGNER)
+        requests.create_request(fleet.ledger, requests.ForgetOrder("yrad", "bird"), SIGNER)
     for policy in (-0.1, 1.1, float("nan")):
         with pytest.raises(UsageError, match="max UA"):
             fleet.order(max_ua=policy)
@@ -148,7 +151,7 @@ def test_a_lease_that_runs_out_is_given_again(fleet: Fleet) -> None:
 def test_progress_asks_again_at_once(fleet: Fleet) -> None:
     request_id = fleet.order()
     first = fleet.lease(0)[0]
-    rollout.report_progress(fleet.ledger, first.execution_id, fleet.nodes[0], "unlearning" * 10, 7.0)
+    reports.report_progress(fleet.ledger, first.execution_id, fleet.nodes[0], "unlearning" * 10, 7.0)
     execution = fleet.execution(request_id)
     assert (execution.state, execution.fraction, execution.stage) == ("IN_PROGRESS", 1.0, ("unlearning" * 10)[:32])
     assert fleet.lease(0)[0].execution_id == first.execution_id
@@ -156,12 +159,13 @@ def test_progress_asks_again_at_once(fleet: Fleet) -> None:
 
 def test_an_unreachable_device_waits_for_its_return(fleet: Fleet) -> None:
     request_id = fleet.order()
-    for _ in range(2 * MAX_ATTEMPTS):  # however often: that is not the device's failure
+    for _ in range(2 * MAX_FAULTS):  # however often: that is not the device's failure
         given = fleet.lease(0)[0]
-        rollout.report_error(fleet.ledger, given.execution_id, fleet.nodes[0], "gone", unreachable=True)
+        reports.report_error(fleet.ledger, given.execution_id, fleet.nodes[0], "gone", unreachable=True)
         execution = fleet.execution(request_id)
-        assert (execution.state, execution.attempts, execution.device.online) == ("QUEUED", 0, False)
-        assert fleet.lease() == {}
+        assert (execution.state, execution.faults) == ("QUEUED", 0)
+        assert fleet.lease(0) == {}  # not twice a second
+        fleet.now += 5
 
 
 def test_a_new_dispatcher_takes_over(fleet: Fleet) -> None:
@@ -231,9 +235,9 @@ def test_the_first_receipt_stands(fleet: Fleet) -> None:
     assert fleet.report(request_id, outcome=pb.OUTCOME_FAILED) == "SUCCEEDED"
     execution = fleet.execution(request_id)
     assert execution.receipt_envelope == first
-    rollout.report_error(fleet.ledger, execution.id, fleet.nodes[0], "late error", unreachable=False)
-    rollout.report_error(fleet.ledger, execution.id, fleet.nodes[0], "late error", unreachable=True)
-    rollout.report_progress(fleet.ledger, execution.id, fleet.nodes[0], "late", 0.1)
+    reports.report_error(fleet.ledger, execution.id, fleet.nodes[0], "late error", unreachable=False)
+    reports.report_error(fleet.ledger, execution.id, fleet.nodes[0], "late error", unreachable=True)
+    reports.report_progress(fleet.ledger, execution.id, fleet.nodes[0], "late", 0.1)
     assert fleet.execution(request_id).fraction == 1.0
     assert len(fleet.events()) == events
 
@@ -283,7 +287,7 @@ def test_what_is_no_receipt_of_this_device_for_this_request(fleet: Fleet, name: 
     assert fleet.report(request_id, envelope=forged[name]) == "QUEUED"
     execution = fleet.execution(request_id)
     assert execution.receipt_envelope is None
-    assert execution.attempts == 1
+    assert execution.faults == 1
     assert execution.detail.startswith("the answer was not a receipt: ")
     assert execution.device.model_digest == "00" * 32
     assert not is_verified(forged[name], execution)
@@ -294,10 +298,10 @@ def test_what_is_no_receipt_of_this_device_for_this_request(fleet: Fleet, name: 
 
 def test_bad_answers_are_tried_again_with_pauses_and_then_failed(fleet: Fleet) -> None:
     request_id = fleet.order()
-    for attempt in range(1, MAX_ATTEMPTS):
+    for attempt in range(1, MAX_FAULTS):
         assert set(fleet.lease(0)) == {0}
         assert fleet.report(request_id, envelope=b"?") == "QUEUED"
-        assert fleet.execution(request_id).attempts == attempt
+        assert fleet.execution(request_id).faults == attempt
         assert fleet.lease(0) == {}  # not at once
         fleet.now += 60
     fleet.lease(0, 1)
@@ -310,9 +314,9 @@ def test_bad_answers_are_tried_again_with_pauses_and_then_failed(fleet: Fleet) -
 
 def test_errors_are_counted_like_bad_answers(fleet: Fleet) -> None:
     request_id = fleet.order()
-    for _ in range(MAX_ATTEMPTS):
+    for _ in range(MAX_FAULTS):
         given = fleet.lease(0)[0]
-        rollout.report_error(fleet.ledger, given.execution_id, fleet.nodes[0], "forwarder crashed", unreachable=False)
+        reports.report_error(fleet.ledger, given.execution_id, fleet.nodes[0], "forwarder crashed", unreachable=False)
         fleet.now += 60
     execution = fleet.execution(request_id)
     assert (execution.state, execution.detail) == ("FAILED", "forwarder crashed")
@@ -341,10 +345,13 @@ def test_expiry_and_the_late_receipt(fleet: Fleet) -> None:
     request_id = fleet.order(expires_in_seconds=HOUR)
     fleet.lease(0)
     fleet.now += HOUR - 1
-    fleet.lease()
+    fleet.tick()
     assert fleet.execution(request_id, 1).state == "QUEUED"
     fleet.now += 1
-    assert fleet.lease(0, 1) == {}
+    assert set(fleet.lease(1)) == set()
+    fleet.tick()
+    assert set(fleet.lease(0, 1)) == {0}  # what it was given is asked for, but no more begun
+    assert fleet.last[0].recall
     for index in (0, 1):
         execution = fleet.execution(request_id, index)
         assert (execution.state, execution.reason) == ("TIMED_OUT", "DEADLINE")
@@ -365,11 +372,11 @@ def test_reports_for_executions_that_are_not_there(fleet: Fleet) -> None:
     receipt = fleet.receipt(request_id)
     for execution_id, node in (("nonsense", fleet.nodes[0]), (execution.id, fleet.nodes[1])):
         with pytest.raises(UsageError, match="there is no execution"):
-            rollout.report_receipt(fleet.ledger, execution_id, node, receipt)
+            reports.report_receipt(fleet.ledger, execution_id, node, receipt)
         with pytest.raises(UsageError):
-            rollout.report_progress(fleet.ledger, execution_id, node, "x", 0.5)
+            reports.report_progress(fleet.ledger, execution_id, node, "x", 0.5)
         with pytest.raises(UsageError):
-            rollout.report_error(fleet.ledger, execution_id, node, "x", unreachable=True)
+            reports.report_error(fleet.ledger, execution_id, node, "x", unreachable=True)
     assert fleet.execution(request_id).state == "QUEUED"
 
 
@@ -441,6 +448,7 @@ class RolloutMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 10, 40, LEASE_SECONDS, 400]))
     def wait(self, seconds: float) -> None:
         self.fleet.now += seconds
+        self.fleet.tick()
 
     @rule(pick=picks, index=devices, outcome=st.sampled_from([1, 2, 3]))
     def receipt(self, pick: int, index: int, outcome: pb.Outcome.ValueType) -> None:
@@ -460,13 +468,13 @@ class RolloutMachine(RuleBasedStateMachine):
         if pick < len(self.requests):
             execution = self.fleet.execution(self.requests[pick], index)
             node = self.fleet.nodes[index]
-            rollout.report_error(self.fleet.ledger, execution.id, node, "error", unreachable=unreachable)
+            reports.report_error(self.fleet.ledger, execution.id, node, "error", unreachable=unreachable)
 
     @rule(pick=picks, index=devices)
     def progress(self, pick: int, index: int) -> None:
         if pick < len(self.requests):
             execution = self.fleet.execution(self.requests[pick], index)
-            rollout.report_progress(self.fleet.ledger, execution.id, self.fleet.nodes[index], "working", 0.5)
+            reports.report_progress(self.fleet.ledger, execution.id, self.fleet.nodes[index], "working", 0.5)
 
     @rule()
     def restart(self) -> None:
@@ -484,7 +492,7 @@ class RolloutMachine(RuleBasedStateMachine):
                     assert old == ExecutionState.TIMED_OUT
                     assert may_follow(old, new)
                 self.seen[execution.id] = new
-                assert execution.attempts <= MAX_ATTEMPTS
+                assert execution.faults <= MAX_FAULTS
                 assert new != ExecutionState.IN_PROGRESS or execution.lease_until is not None
                 assert (execution.receipt_envelope is None) or is_verified(execution.receipt_envelope, execution)
                 if new in (ExecutionState.SUCCEEDED, ExecutionState.REJECTED):

@@ -23,6 +23,7 @@ def upgrade() -> None:
         paused_at=sa.Float,
         reason=sa.String,
         retry_of=sa.String(36),
+        sequence=0,
     )
     op.create_table(
         "patch",
