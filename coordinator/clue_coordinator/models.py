@@ -114,3 +114,22 @@ class Event(Base):
     device_id: Mapped[str] = mapped_column(String(63), default="")
     request_id: Mapped[str] = mapped_column(String(36), default="", index=True)
     detail: Mapped[str] = mapped_column(String, default="")
+    # Name of the operator's token; empty where a device or the coordinator itself did it.
+    actor: Mapped[str] = mapped_column(String(63), default="", server_default="")
+
+
+class Token(Base):
+    """A bearer token of the operator API: its SHA-256, never the token itself. Rows stay when it is revoked."""
+
+    __tablename__ = "token"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), unique=True)
+    role: Mapped[str] = mapped_column(String(16))
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    created_by: Mapped[str] = mapped_column(String(63))
+    expires_at: Mapped[float | None] = mapped_column(Float)
+    revoked_at: Mapped[float | None] = mapped_column(Float)
+    # Written at most once a minute.
+    last_used_at: Mapped[float | None] = mapped_column(Float)
