@@ -285,7 +285,7 @@ def weighted_mean(updates: "Mapping[str, Update]", weights: Mapping[str, float])
     replies = []
     for name in names:
         metrics = MetricRecord({"num-examples": float(weights[name])})
-        # Without metadata a message asks for the Flower run that it is part of. There is none; FedAvg reads the content.
+        # Without metadata a message asks for the Flower run that it is part of. There is none.
         nowhere = Metadata(0, "", 0, 0, "", "", 0.0, 1.0, "train")
         content = RecordDict({"arrays": records[name], "metrics": metrics})
         replies.append(Message(content=content, metadata=nowhere))  # type: ignore[call-overload]

@@ -1,5 +1,6 @@
 """``clue-coordinator``: run the coordinator, and make fleets forget."""
 
+import ipaddress
 import json
 import logging
 import os
@@ -7,7 +8,7 @@ import sys
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -16,13 +17,15 @@ from rich.table import Table
 
 import clue
 from clue_coordinator import render
-from clue_coordinator.config import CoordinatorConfig, LedgerConfig, default_home, load_config
+from clue_coordinator.cli_options import CaFile, Home, JsonFlag, Server, TokenFile
+from clue_coordinator.cli_options import home_folder as _home
+from clue_coordinator.cli_options import operator_client as _client
+from clue_coordinator.cli_tokens import token_app
+from clue_coordinator.config import CoordinatorConfig, LedgerConfig, load_config
+from clue_coordinator.connection import Remote
 from clue_coordinator.errors import CoordinatorError, UsageError
 from clue_protocol.errors import ProtocolError
 from clue_protocol.v1 import operator_pb2 as pb
-
-if TYPE_CHECKING:
-    from clue_coordinator.client import OperatorClient
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 fleet_app = typer.Typer(no_args_is_help=True, help="Make and list fleets.")
@@ -31,15 +34,11 @@ request_app = typer.Typer(no_args_is_help=True, help="Look at forget requests.")
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(device_app, name="device")
 app.add_typer(request_app, name="request")
+app.add_typer(token_app, name="token")
 
-Home = Annotated[
-    Path | None,
-    typer.Option("--home", help="The coordinator's folder [default: $CLUE_COORDINATOR_HOME or ~/.clue/coordinator]."),
-]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="Also write the result to this file ('-': standard output).")
 ]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 
 
@@ -51,6 +50,9 @@ def init(
         typer.Option("--host", help="Name or address under which devices reach this machine."),
     ] = None,
     listen: Annotated[str, typer.Option("--listen", help="Address on which devices are accepted.")] = "127.0.0.1",
+    operator_listen: Annotated[
+        str, typer.Option("--operator-listen", help="IP address on which operators are answered.")
+    ] = "127.0.0.1",
     superlink_port: Port = 9092,
     operator_port: Port = 9443,
     metrics_port: Port = 9464,
@@ -64,9 +66,14 @@ def init(
 
     if len({superlink_port, operator_port, metrics_port}) < 3:
         raise UsageError("the three ports must differ")
+    try:
+        ipaddress.ip_address(operator_listen)
+    except ValueError:
+        raise UsageError(f"--operator-listen takes an IP address, got '{operator_listen}'") from None
     config = CoordinatorConfig(
         hosts=tuple(host) if host else ("127.0.0.1",),
         listen=listen,
+        operator_listen=operator_listen,
         superlink_port=superlink_port,
         operator_port=operator_port,
         metrics_port=metrics_port,
@@ -106,10 +113,13 @@ def restore(
 ) -> None:
     """Replace the ledger by a backup; the coordinator must be stopped."""
     from clue_coordinator.backup import restore as restore_ledger
+    from clue_coordinator.setup import knows_local_token
 
     config = load_config(_home(home))
     summary = restore_ledger(config, source, force=force)
     print(f"restored {sum(summary.rows.values())} rows, sha256 {summary.sha256}")
+    if not knows_local_token(config):
+        print("this home's token is not in it: 'clue-coordinator token recover' makes one that is")
 
 
 @app.command()
@@ -300,7 +310,14 @@ def demo(
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    server: Server = "",
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+) -> None:
+    context.obj = Remote(server, ca_file, token_file)
     if version:
         print(clue.__version__)
         raise typer.Exit
@@ -372,16 +389,6 @@ def _hyperparameters(settings: list[str]) -> str:
         except ValueError:
             values[name] = text
     return json.dumps(values, sort_keys=True) if values else ""
-
-
-def _home(home: Path | None) -> Path:
-    return home.expanduser() if home is not None else default_home()
-
-
-def _client(home: Path | None) -> "OperatorClient":
-    from clue_coordinator.client import OperatorClient
-
-    return OperatorClient(load_config(_home(home)))
 
 
 def _os_error(error: OSError) -> str:

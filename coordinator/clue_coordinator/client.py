@@ -4,16 +4,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import grpc
 
 from clue_coordinator.config import CoordinatorConfig
-from clue_coordinator.errors import ConfigError, CoordinatorError, UnavailableError, UsageError
-from clue_protocol.v1 import operator_pb2_grpc
+from clue_coordinator.connection import Connection
+from clue_coordinator.errors import CoordinatorError, UnavailableError, UsageError
 from clue_protocol.v1 import operator_pb2 as pb
+from clue_protocol.v1 import operator_pb2_grpc
 
+_OPTIONS = [
+    # A stream has no deadline; a server that is gone without a word is noticed after 20 + 10 s.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
 _SECONDS = 15.0
 # Adding a device runs a Flower command on the server.
 _SLOW_SECONDS = 90.0
@@ -24,19 +30,19 @@ _PAGE = 1000
 
 
 class OperatorClient:
-    """Talks to the coordinator whose home is on this machine. Use as a context manager."""
+    """Talks to a coordinator: the one whose home is on this machine, or any. Use as a context manager.
 
-    def __init__(self, config: CoordinatorConfig) -> None:
-        try:
-            ca = (config.pki / "ca.pem").read_bytes()
-            token = config.operator_token.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the operator's credentials in {config.home}: {error}") from None
-        self._home: Path = config.home
+    Every call has a deadline, :meth:`watch_request` excepted: that one asks a silent server for a sign of life.
+    """
+
+    def __init__(self, where: CoordinatorConfig | Connection) -> None:
+        to = where if isinstance(where, Connection) else Connection.local(where)
+        self._address = to.address
+        self._home = to.home
         credentials = grpc.composite_channel_credentials(
-            grpc.ssl_channel_credentials(ca), grpc.access_token_call_credentials(token)
+            grpc.ssl_channel_credentials(to.ca_pem), grpc.access_token_call_credentials(to.token)
         )
-        self._channel = grpc.secure_channel(config.operator_address, credentials)
+        self._channel = grpc.secure_channel(to.address, credentials, options=_OPTIONS)
         self._stub = operator_pb2_grpc.OperatorServiceStub(self._channel)
 
     def __enter__(self) -> "OperatorClient":
@@ -188,6 +194,27 @@ class OperatorClient:
                 return
             call.page_token = page.next_page_token
 
+    def create_token(self, name: str, role: str, lifetime_seconds: float = 0.0) -> pb.CreateTokenResponse:
+        """Make a token with the role viewer, operator, approver or admin; 0 seconds is for ever."""
+        known = pb.Role.keys()
+        if f"ROLE_{role.upper()}" not in known:
+            raise UsageError(f"there is no role '{role}': choose viewer, operator, approver or admin")
+        call = pb.CreateTokenRequest(
+            name=name, role=pb.Role.Value(f"ROLE_{role.upper()}"), lifetime_seconds=lifetime_seconds
+        )
+        with self._errors():
+            return self._stub.CreateToken(call, timeout=_SECONDS)
+
+    def list_tokens(self) -> list[pb.Token]:
+        """All tokens by name, expired and revoked ones included."""
+        with self._errors():
+            return list(self._stub.ListTokens(pb.ListTokensRequest(), timeout=_SECONDS).tokens)
+
+    def revoke_token(self, name: str) -> pb.Token:
+        """Make a token useless for ever."""
+        with self._errors():
+            return self._stub.RevokeToken(pb.RevokeTokenRequest(name=name), timeout=_SECONDS)
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
@@ -195,12 +222,24 @@ class OperatorClient:
         except grpc.RpcError as error:
             code, details = error.code(), error.details() or ""
             if code == grpc.StatusCode.UNAVAILABLE and "flwr" not in details and "SuperLink" not in details:
-                raise UnavailableError(
-                    f"the coordinator of {self._home} is not running: start it with 'clue-coordinator serve'"
-                ) from None
+                raise UnavailableError(self._unreachable(details)) from None
+            if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise CoordinatorError(f"the coordinator at {self._address} did not answer in time") from None
             if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND):
                 raise UsageError(details) from None
             raise CoordinatorError(details or f"the coordinator answered {code.name}") from None
+
+    def _unreachable(self, details: str) -> str:
+        """Why there is no connection, in one line."""
+        if "CERTIFICATE_VERIFY_FAILED" in details:
+            return f"the server at {self._address} is not the expected one: its certificate is of another authority"
+        if "peer certificate" in details or "Hostname Verification" in details:
+            return f"the certificate of the server at {self._address} does not name that host"
+        if "keepalive" in details.lower():
+            return f"the coordinator at {self._address} fell silent: look whether it runs, then ask again"
+        if self._home is not None:
+            return f"the coordinator of {self._home} is not running: start it with 'clue-coordinator serve'"
+        return f"cannot reach a coordinator at {self._address}"
 
 
 def _change(request_id: str, comment: str) -> pb.ChangeRequestCall:

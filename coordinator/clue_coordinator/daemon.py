@@ -7,13 +7,15 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from clue_coordinator import dispatch, metrics, operators
+from clue_coordinator import dispatch, metrics, operators, tokens
 from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.errors import ConfigError, CoordinatorError
 from clue_coordinator.flower import Flower
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.patches import Patcher
-from clue_coordinator.pki import check_pki
+from clue_coordinator.pki import check_pki, uncovered
+from clue_coordinator.roles import unassigned_methods
+from clue_coordinator.server import OperatorServer
 from clue_coordinator.tick import tick
 from clue_protocol.files import HomeLock, socket_path
 from clue_protocol.keys import load_signing_key
@@ -37,11 +39,13 @@ def run(config: CoordinatorConfig) -> None:
         signer = load_signing_key(config.request_key)
         token = _token(config)
         check_pki(config.pki)
+        _warn(config)
         # Before anything starts: a half-started daemon is harder to understand than one line.
         _check_ports(config)
         ledger = Ledger(config.ledger_place)
         stack.callback(ledger.close)
         stack.enter_context(ledger.claimed())
+        _adopt(ledger, token)
         socket = socket_path(config.home, "dispatch.sock")
         stack.callback(_remove_socket, socket, config.home)
         service = dispatch.DispatchService(ledger)
@@ -52,15 +56,17 @@ def run(config: CoordinatorConfig) -> None:
         flower.start()
         keeper = dispatch.DispatcherKeeper(flower, service, socket)
         operator_service = operators.OperatorService(config, ledger, flower, keeper, signer)
-        operator_server = operators.serve(operator_service, config, token)
-        stack.callback(lambda: operator_server.stop(0.5).wait(2.0))
+        operator_server = OperatorServer(operator_service, config, ledger)
+        stack.callback(operator_server.close)
         metrics_server = metrics.serve(ledger, config.metrics_port)
         stack.callback(metrics_server.shutdown)
         keeper.start()
         stack.callback(keeper.close)
+        # First of all when it stops.
+        stack.callback(operator_server.drain)
         log.info(
             "operators: %s  devices: %s  metrics: %s",
-            config.operator_address,
+            config.operator_listen_address,
             config.superlink_address,
             config.metrics_url,
         )
@@ -79,6 +85,22 @@ def _tick(ledger: Ledger, patcher: Patcher) -> None:
         log.error("%s", error)
 
 
+def _warn(config: CoordinatorConfig) -> None:
+    for host in uncovered(config.pki, config.certificate_hosts):
+        log.warning("%s/server.pem does not name %s: who connects to that will refuse it", config.pki, host)
+    for method in unassigned_methods():
+        log.warning("no role is assigned to %s: admins alone may call it", method)
+
+
+def _adopt(ledger: Ledger, token: str) -> None:
+    """Before the ledger held tokens, the home folder's was the only one: it goes on as an admin's, once."""
+    if not tokens.any_token(ledger):
+        name = tokens.install_local_admin(ledger, token)
+        log.info("the token in the home folder is now the admin token '%s'", name)
+    elif not tokens.is_usable(ledger, token):
+        log.warning("the token in the home folder is not valid: 'clue-coordinator token recover' makes a new one")
+
+
 def _token(config: CoordinatorConfig) -> str:
     try:
         token = config.operator_token.read_text(encoding="ascii").strip()
@@ -92,7 +114,7 @@ def _token(config: CoordinatorConfig) -> str:
 def _check_ports(config: CoordinatorConfig) -> None:
     for purpose, host, port, option in (
         ("devices", config.listen, config.superlink_port, "superlink_port"),
-        ("operators", "127.0.0.1", config.operator_port, "operator_port"),
+        ("operators", config.operator_listen, config.operator_port, "operator_port"),
         ("metrics", "127.0.0.1", config.metrics_port, "metrics_port"),
     ):
         # A SuperLink whose coordinator was killed takes some seconds to end by itself.

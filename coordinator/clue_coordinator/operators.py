@@ -1,13 +1,9 @@
-"""The operator API: gRPC over TLS, bearer token, every call answered from the ledger."""
+"""The operator API: every call answered from the ledger. Who may call is decided before, in access.py."""
 
-import hmac
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
-from concurrent import futures
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
 
 import grpc
 from securesystemslib.signer import Signer
@@ -16,44 +12,30 @@ from sqlalchemy.orm import selectinload
 
 import clue
 from clue_coordinator import actor, devices, pages, requests, views
+from clue_coordinator.answers import answering as _answering
 from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.dispatch import DispatcherKeeper
 from clue_coordinator.enrol import add_device, check_new_device, create_fleet
-from clue_coordinator.errors import ConflictError, CoordinatorError, FlowerError, UsageError
+from clue_coordinator.errors import FlowerError, UsageError
 from clue_coordinator.flower import Flower
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Fleet
 from clue_coordinator.plan import parse_plan
 from clue_coordinator.progress import progress_of
 from clue_coordinator.targets import Target
+from clue_coordinator.token_service import TokenMethods
+from clue_coordinator.watching import WatchedRequests
 from clue_protocol.documents import Enrolment, Trust
-from clue_protocol.errors import DocumentError
 from clue_protocol.v1 import operator_pb2 as pb
 from clue_protocol.v1 import operator_pb2_grpc
 
 log = logging.getLogger(__name__)
 
 _EXECUTIONS, _MAX_EXECUTIONS = 50, 500
-_WATCH_SECONDS = 0.2
-_STATUS = {
-    UsageError: grpc.StatusCode.INVALID_ARGUMENT,
-    DocumentError: grpc.StatusCode.INVALID_ARGUMENT,
-    ConflictError: grpc.StatusCode.FAILED_PRECONDITION,
-    FlowerError: grpc.StatusCode.UNAVAILABLE,
-}
+_WATCH_PAUSE_SECONDS = 0.2
 
 
-@contextmanager
-def _answering(context: grpc.ServicerContext) -> Iterator[None]:
-    """Turn our errors into gRPC status codes with the one-line message."""
-    try:
-        yield
-    except (CoordinatorError, DocumentError) as error:
-        code = next((c for kind, c in _STATUS.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
-        context.abort(code, str(error))
-
-
-class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
+class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
     """See operator.proto."""
 
     def __init__(
@@ -69,6 +51,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         self._flower = flower
         self._keeper = keeper
         self._signer = signer
+        self._watched = WatchedRequests(ledger, self._view)
 
     def GetServerInfo(  # noqa: D102
         self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
@@ -179,17 +162,17 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
     ) -> Iterator[pb.RequestView]:
         last: pb.RequestView | None = None
         with _answering(context):
+            watched = self._watched.watch(request.request_id, request.max_executions)
             while context.is_active():
-                version = self._ledger.version
-                view = self._view(request.request_id, request.max_executions)
+                version, view = watched.now()
                 if view != last:
                     yield view
                     last = view
                 if view.HasField("finished_at"):
                     return
                 self._ledger.wait_for_change(version, 2.0)
-                # A large fleet changes all the time; nobody reads faster than this.
-                time.sleep(_WATCH_SECONDS)
+                # A busy fleet changes a hundred times a second; nobody reads that fast.
+                time.sleep(_WATCH_PAUSE_SECONDS)
 
     def CancelRequest(self, request: pb.ChangeRequestCall, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
         with _answering(context):
@@ -251,48 +234,3 @@ def _hyperparameters(text: str) -> dict[str, object] | None:
     if not isinstance(value, dict):
         raise UsageError("the hyper-parameters are not a JSON object")
     return value
-
-
-if TYPE_CHECKING:
-    # Generic in the type stubs only.
-    _Interceptor = grpc.ServerInterceptor[Any, Any]
-else:
-    _Interceptor = grpc.ServerInterceptor
-
-
-class _TokenInterceptor(_Interceptor):
-    """Refuses every call that does not carry the operator's token."""
-
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}"
-
-    def intercept_service(
-        self, continuation: Callable[[Any], Any], details: grpc.HandlerCallDetails
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        given = next((str(v) for k, v in details.invocation_metadata or () if k == "authorization"), "")
-        if hmac.compare_digest(given.encode(), self._expected.encode()):
-            return continuation(details)  # type: ignore[no-any-return]
-        return grpc.unary_unary_rpc_method_handler(_refuse)
-
-
-def _refuse(_request: Any, context: grpc.ServicerContext) -> Any:
-    context.abort(grpc.StatusCode.UNAUTHENTICATED, "the operator token is missing or wrong")
-
-
-def serve(service: OperatorService, config: CoordinatorConfig, token: str) -> grpc.Server:
-    """Start the operator API; CoordinatorError if the port cannot be had. The caller stops it."""
-    credentials = grpc.ssl_server_credentials(
-        [((config.pki / "server-key.pem").read_bytes(), (config.pki / "server.pem").read_bytes())]
-    )
-    server = grpc.server(
-        futures.ThreadPoolExecutor(max_workers=16, thread_name_prefix="operator"),
-        interceptors=[_TokenInterceptor(token)],
-        options=[("grpc.so_reuseport", 0)],
-    )
-    operator_pb2_grpc.add_OperatorServiceServicer_to_server(service, server)
-    try:
-        server.add_secure_port(config.operator_address, credentials)
-    except RuntimeError:
-        raise CoordinatorError(f"cannot listen on {config.operator_address}: the port is in use") from None
-    server.start()
-    return server

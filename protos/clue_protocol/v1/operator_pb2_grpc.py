@@ -124,6 +124,21 @@ class OperatorServiceStub:
                 request_serializer=clue_dot_v1_dot_operator__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=clue_dot_v1_dot_operator__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.CreateToken = channel.unary_unary(
+                '/clue.v1.OperatorService/CreateToken',
+                request_serializer=clue_dot_v1_dot_operator__pb2.CreateTokenRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.CreateTokenResponse.FromString,
+                _registered_method=True)
+        self.ListTokens = channel.unary_unary(
+                '/clue.v1.OperatorService/ListTokens',
+                request_serializer=clue_dot_v1_dot_operator__pb2.ListTokensRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.ListTokensResponse.FromString,
+                _registered_method=True)
+        self.RevokeToken = channel.unary_unary(
+                '/clue.v1.OperatorService/RevokeToken',
+                request_serializer=clue_dot_v1_dot_operator__pb2.RevokeTokenRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.Token.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -248,6 +263,27 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateToken(self, request, context):
+        """Make a token; the answer is the only place where it can be read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTokens(self, request, context):
+        """All tokens by name, expired and revoked ones included.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeToken(self, request, context):
+        """Takes effect within two seconds, on open streams within five. Repeating it changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -340,6 +376,21 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=clue_dot_v1_dot_operator__pb2.ListEventsRequest.FromString,
                     response_serializer=clue_dot_v1_dot_operator__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'CreateToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateToken,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.CreateTokenRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.CreateTokenResponse.SerializeToString,
+            ),
+            'ListTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokens,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.ListTokensRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.ListTokensResponse.SerializeToString,
+            ),
+            'RevokeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeToken,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.RevokeTokenRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.Token.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -828,6 +879,87 @@ class OperatorService:
             '/clue.v1.OperatorService/ListEvents',
             clue_dot_v1_dot_operator__pb2.ListEventsRequest.SerializeToString,
             clue_dot_v1_dot_operator__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/CreateToken',
+            clue_dot_v1_dot_operator__pb2.CreateTokenRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.CreateTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/ListTokens',
+            clue_dot_v1_dot_operator__pb2.ListTokensRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.ListTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/RevokeToken',
+            clue_dot_v1_dot_operator__pb2.RevokeTokenRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.Token.FromString,
             options,
             channel_credentials,
             insecure,
