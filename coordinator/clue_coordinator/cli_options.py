@@ -1,5 +1,8 @@
 """Options that all commands share, and the client that they make from them."""
 
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +12,8 @@ from click.core import ParameterSource
 
 from clue_coordinator.config import default_home
 from clue_coordinator.connection import CA_VARIABLE, SERVER_VARIABLE, TOKEN_VARIABLE, Remote, connection_for
-from clue_coordinator.errors import UsageError
+from clue_coordinator.errors import CoordinatorError, UsageError
+from clue_protocol.errors import ProtocolError
 
 if TYPE_CHECKING:
     from clue_coordinator.client import OperatorClient
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
 Home = Annotated[
     Path | None,
     typer.Option("--home", help="The coordinator's folder [default: $CLUE_COORDINATOR_HOME or ~/.clue/coordinator]."),
+]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Also write the result to this file ('-': standard output).")
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Server = Annotated[
@@ -51,3 +58,56 @@ def operator_client(home: Path | None) -> "OperatorClient":
             raise UsageError("--server and --home name two coordinators: give one of them")
         remote = Remote()
     return OperatorClient(connection_for(home_folder(home), remote))
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write ``data`` to ``path``, or to standard output for ``-``."""
+    text = json.dumps(data, indent=2) + "\n"
+    if str(path) == "-":
+        sys.stdout.write(text)
+    else:
+        write_file(path, text)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``; CoordinatorError if that cannot be."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CoordinatorError(f"cannot write {path}: {error.strerror}") from None
+
+
+def check_writable(json_file: Path | None) -> None:
+    """Before anything is done: a result that cannot be kept afterwards would be lost."""
+    if json_file is None or str(json_file) == "-":
+        return
+    if json_file.is_dir():
+        raise UsageError(f"--json {json_file} is a folder: name a file in it")
+    if not json_file.parent.is_dir():
+        raise UsageError(f"--json {json_file}: {json_file.parent} is not a folder")
+
+
+# Shell completion: what the coordinator knows, and nothing at all if it cannot be asked.
+
+
+def complete_fleet(incomplete: str) -> list[str]:
+    """Names of fleets."""
+    return _completions(incomplete, lambda client: [fleet.name for fleet in client.list_fleets()])
+
+
+def complete_device(incomplete: str) -> list[str]:
+    """Names of devices."""
+    return _completions(incomplete, lambda client: [device.device_id for device in client.list_devices()])
+
+
+def complete_request(incomplete: str) -> list[str]:
+    """Ids of the newest requests."""
+    return _completions(incomplete, lambda client: [view.request_id for view in client.list_requests(limit=100)])
+
+
+def _completions(incomplete: str, ask: Callable[["OperatorClient"], list[str]]) -> list[str]:
+    try:
+        with operator_client(None) as client:
+            return [name for name in ask(client) if name.startswith(incomplete)]
+    except (CoordinatorError, ProtocolError):
+        return []

@@ -1,7 +1,7 @@
 """A client of the operator API, as the command line uses it."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -70,11 +70,18 @@ class OperatorClient:
         with self._errors():
             return list(self._stub.ListFleets(pb.ListFleetsRequest(), timeout=_SECONDS).fleets)
 
-    def add_device(self, fleet: str, enrolment_json: str) -> pb.AddDeviceResponse:
+    def add_device(
+        self, fleet: str, enrolment_json: str, labels: Mapping[str, str] | None = None
+    ) -> pb.AddDeviceResponse:
         """Admit a device; the answer carries its trust document."""
-        call = pb.AddDeviceRequest(fleet=fleet, enrolment_json=enrolment_json)
+        call = pb.AddDeviceRequest(fleet=fleet, enrolment_json=enrolment_json, labels=labels)
         with self._errors():
             return self._stub.AddDevice(call, timeout=_SLOW_SECONDS)
+
+    def get_device(self, device_id: str) -> pb.Device:
+        """One device."""
+        with self._errors():
+            return self._stub.GetDevice(pb.GetDeviceRequest(device_id=device_id), timeout=_SECONDS)
 
     def list_devices(
         self, fleet: str = "", *, where: str = "", online: bool | None = None, retired: bool = False

@@ -1,5 +1,6 @@
 """What operators do with devices: label and retire them; and what a device that newly matches is asked."""
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 
 from sqlalchemy import select
@@ -32,17 +33,10 @@ def label_device(ledger: Ledger, device_id: str, set_: dict[str, str], remove: l
         UsageError: unknown device, or a key, value or time zone that is none.
         ConflictError: the device is retired.
     """
-    for key, value in set_.items():
-        try:
-            check_label(key, value)
-        except DocumentError as error:
-            raise UsageError(str(error)) from None
     with ledger.write() as session:
         device = require_device(session, device_id)
         _check_in_use(device)
-        labels = {key: value for key, value in (device.labels | set_).items() if key not in remove}
-        if len(labels) > MAX_LABELS:
-            raise UsageError(f"a device has at most {MAX_LABELS} labels")
+        labels = merged_labels({key: value for key, value in device.labels.items() if key not in remove}, set_)
         if labels == device.labels:
             return device
         device.labels = labels
@@ -56,6 +50,19 @@ def label_device(ledger: Ledger, device_id: str, set_: dict[str, str], remove: l
         )
         join_requests(session, ledger, device)
         return device
+
+
+def merged_labels(labels: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """``labels`` with ``more`` set; UsageError for a key, value or time zone that is none, or too many of them."""
+    try:
+        for key, value in more.items():
+            check_label(key, value)
+    except DocumentError as error:
+        raise UsageError(str(error)) from None
+    merged = {**labels, **more}
+    if len(merged) > MAX_LABELS:
+        raise UsageError(f"a device has at most {MAX_LABELS} labels")
+    return merged
 
 
 def retire_device(ledger: Ledger, device_id: str) -> Device:

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import grpc
 from securesystemslib.signer import Signer
@@ -80,6 +81,7 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
     def AddDevice(self, request: pb.AddDeviceRequest, context: grpc.ServicerContext) -> pb.AddDeviceResponse:  # noqa: D102
         with _answering(context):
             enrolment = Enrolment.from_json(request.enrolment_json)
+            enrolment = replace(enrolment, labels=devices.merged_labels(enrolment.labels, request.labels))
             check_new_device(self._ledger, request.fleet, enrolment)
             # Registering the same key again gives the same node, so a crash in between is harmless.
             node_id = self._flower.register(enrolment.supernode_key, enrolment.device_id)
@@ -91,6 +93,11 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
                 ca_pem=(self._config.pki / "ca.pem").read_text(encoding="ascii"),
             )
             return pb.AddDeviceResponse(device=views.device_view(device), trust_json=trust.to_json())
+        raise AssertionError
+
+    def GetDevice(self, request: pb.GetDeviceRequest, context: grpc.ServicerContext) -> pb.Device:  # noqa: D102
+        with _answering(context), self._ledger.read() as session:
+            return views.device_view(devices.require_device(session, request.device_id))
         raise AssertionError
 
     def ListDevices(self, request: pb.ListDevicesRequest, context: grpc.ServicerContext) -> pb.ListDevicesResponse:  # noqa: D102

@@ -1,37 +1,48 @@
-"""Requests as people read them (rich tables) and as programs do (plain data for JSON)."""
+"""Requests, devices and plans as people read them (rich)."""
 
-from typing import Any
-
+from google.protobuf.timestamp_pb2 import Timestamp
 from rich import box
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from clue_coordinator.cli_values import duration_text
+from clue_coordinator.plain import (
+    enrolled_device_data,
+    event_data,
+    execution_state,
+    plan_data,
+    request_data,
+    request_state,
+)
 from clue_protocol.v1 import forget_pb2
 from clue_protocol.v1 import operator_pb2 as pb
+
+__all__ = ["enrolled_device_data", "event_data", "plan_data", "request_data"]
 
 _COLOURS = {
     "SUCCEEDED": "green",
     "FAILED": "red",
     "REJECTED": "red",
     "TIMED_OUT": "red",
+    "CANCELED": "yellow",
+    "REMOVED": "yellow",
     "IN_PROGRESS": "cyan",
+    "QUEUED": "",
 }
+# Rows of the live view: more would not fit on a terminal.
+_LIVE_ROWS = 12
+_PLAN_DEVICES = 8
 
 
-def request_state(view: pb.RequestView) -> str:
-    """State of a request as one word."""
-    return pb.RequestState.Name(view.state).removeprefix("REQUEST_STATE_")
-
-
-def execution_state(view: pb.ExecutionView) -> str:
-    """State of an execution as one word."""
-    return pb.ExecutionState.Name(view.state).removeprefix("EXECUTION_STATE_")
+def request_word(view: pb.RequestView) -> str:
+    """State of a request, and whether it is paused."""
+    return request_state(view) + (" (paused)" if view.paused else "")
 
 
 def request_table(view: pb.RequestView) -> RenderableType:
-    """A request and its devices."""
+    """A request and the devices that came with it."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("device", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -44,7 +55,7 @@ def request_table(view: pb.RequestView) -> RenderableType:
         measured = receipt is not None and receipt.HasField("ua_after")
         table.add_row(
             execution.device_id,
-            Text(state, _COLOURS.get(state, "")),
+            Text(state, _COLOURS[state]),
             change(receipt.ua_before, receipt.ua_after) if measured and receipt else "",
             change(receipt.ra_before, receipt.ra_after) if measured and receipt else "",
             f"{receipt.latency_seconds:.1f}" if measured and receipt else "",
@@ -56,26 +67,152 @@ def request_table(view: pb.RequestView) -> RenderableType:
         for e in view.executions
         if e.detail and (e.reason or execution_state(e) not in ("SUCCEEDED",))
     ]
-    title = Text.assemble(
-        ("forget ", "bold"),
-        (view.forget_class, "bold magenta"),
-        (f" on {view.fleet}", "bold"),
-        f"  {request_state(view)}  {view.request_id}",
-    )
-    return Group(title, table, *problems)
+    lines: list[RenderableType] = [_title(view, "forget"), *_facts(view), table, *problems]
+    total = sum(view.counts.values())
+    if len(view.executions) < total:
+        lines += [Text(f"{len(view.executions)} of {total} devices are shown: --all shows every one", style="dim")]
+    return Group(*lines)
 
 
 def live_view(view: pb.RequestView) -> RenderableType:
-    """A request while it runs: one bar per device."""
+    """A request while it runs: how far it is, and a line for the devices that matter most."""
+    total = sum(view.counts.values())
+    over = total - view.counts.get("QUEUED", 0) - view.counts.get("IN_PROGRESS", 0)
+    head = Table.grid(padding=(0, 2))
+    eta = f"about {duration_text(view.eta_seconds)} left" if view.HasField("eta_seconds") else ""
+    head.add_row(ProgressBar(total=max(total, 1), completed=over, width=30), f"{over} of {total}", eta)
     grid = Table.grid(padding=(0, 2))
-    for execution in view.executions:
+    for execution in view.executions[:_LIVE_ROWS]:
         state = execution_state(execution)
         done = 1.0 if execution.HasField("receipt") else execution.progress.fraction
         bar = ProgressBar(total=1.0, completed=done, width=30)
-        stage = execution.progress.stage if state == "IN_PROGRESS" else execution.reason
-        grid.add_row(execution.device_id, bar, Text(state, _COLOURS.get(state, "")), stage)
-    head = Text.assemble(("forgetting ", "bold"), (view.forget_class, "bold magenta"), (f" on {view.fleet}", "bold"))
-    return Group(head, grid)
+        grid.add_row(execution.device_id, bar, Text(state, _COLOURS[state]), _note(execution))
+    rest = len(view.executions[_LIVE_ROWS:])
+    more = [Text(f"and {total - _LIVE_ROWS} more", style="dim")] if rest else []
+    return Group(_title(view, "forgetting"), head, *_facts(view), grid, *more)
+
+
+def _note(execution: pb.ExecutionView) -> str:
+    """What there is to know of a device beside its state."""
+    state = execution_state(execution)
+    if state == "IN_PROGRESS":
+        return execution.progress.stage
+    if state == "SUCCEEDED" and execution.HasField("ra_drop"):
+        return f"RA {-100 * execution.ra_drop:+.1f} points"
+    if state == "QUEUED":
+        if execution.HasField("not_before"):
+            return f"not before {time_text(execution.not_before)}"
+        return execution.detail or ("" if execution.online else "offline")
+    return execution.reason
+
+
+def _title(view: pb.RequestView, verb: str) -> Text:
+    return Text.assemble(
+        (f"{verb} ", "bold"),
+        (view.forget_class, "bold magenta"),
+        (f" on {view.fleet}", "bold"),
+        f"  {request_word(view)}  {view.request_id}",
+    )
+
+
+def _facts(view: pb.RequestView) -> list[Text]:
+    """Counts, wave, what it waits for, why it ended."""
+    counts = [
+        (f"{number} {state.lower().replace('_', ' ')}", _COLOURS.get(state, ""))
+        for state in _COLOURS
+        if (number := view.counts.get(state, 0))
+    ]
+    parts = Text("   ").join(Text(text, style) for text, style in counts)
+    lines = [parts] if sum(view.counts.values()) > 1 else []
+    waits = []
+    if not view.HasField("finished_at"):
+        if view.wave == 0:
+            waits.append("canary")
+        elif view.waves > 1:
+            waits.append(f"wave {view.wave} of {view.waves}")
+    if view.waiting_offline:
+        waits.append(f"{view.waiting_offline} offline")
+    if view.waiting_patch:
+        waits.append(f"{view.waiting_patch} wait for a patch")
+    if waits:
+        lines.append(Text("   ".join(waits)))
+    if view.reason:
+        lines.append(Text(view.reason, "red" if request_state(view) == "ABORTED" else "yellow"))
+    if view.retry_of:
+        lines.append(Text(f"repeats {view.retry_of}", "dim"))
+    return lines
+
+
+def plan_table(plan: pb.ForgetPlan) -> RenderableType:
+    """What ``--dry-run`` shows."""
+    total = sum(len(wave.devices) for wave in plan.waves)
+    title = Text.assemble(
+        ("would forget ", "bold"),
+        (plan.forget_class, "bold magenta"),
+        (f" on {total} device(s) of {plan.fleet}", "bold"),
+        f"  until {time_text(plan.expires_at)}",
+    )
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("wave", no_wrap=True)
+    table.add_column("begins", no_wrap=True)
+    table.add_column("devices", justify="right", no_wrap=True)
+    table.add_column("which (* offline now, ? class unknown, z quiet hours now)", overflow="fold")
+    for wave in plan.waves:
+        name = "canary" if wave.number == 0 else str(wave.number)
+        begins = "now"
+        if wave.number > 0 and plan.waves[0].number == 0:
+            begins = "after the canary"
+            if wave.earliest_seconds:
+                begins += f" + {duration_text(wave.earliest_seconds)}"
+        elif wave.earliest_seconds:
+            begins = f"after {duration_text(wave.earliest_seconds)}"
+        shown = " ".join(_planned(device) for device in wave.devices[:_PLAN_DEVICES])
+        hidden = len(wave.devices) - _PLAN_DEVICES
+        table.add_row(name, begins, str(len(wave.devices)), shown + (f" and {hidden} more" if hidden > 0 else ""))
+    rules = ", ".join(
+        f"{'any' if not rule.state else pb.ExecutionState.Name(rule.state).removeprefix('EXECUTION_STATE_').lower()}"
+        f">{100 * rule.share:g}%"
+        for rule in plan.rollout.abort_if
+    )
+    after = f" once {plan.rollout.abort_after} have answered" if plan.rollout.abort_after else ""
+    footer = [Text(f"aborts if {rules}{after}")] if rules else []
+    return Group(title, table, *footer, Text("nothing was changed; --json FILE lists every device", style="dim"))
+
+
+def _planned(device: pb.PlannedDevice) -> str:
+    marks = ("" if device.online else "*") + ("?" if device.unknown_class else "")
+    return device.device_id + marks + ("z" if device.HasField("quiet_until") else "")
+
+
+def device_table(device: pb.Device, events: list[pb.Event]) -> RenderableType:
+    """One device with its newest history."""
+    grid = Table.grid(padding=(0, 2))
+    for name, value in enrolled_device_data(device).items():
+        if isinstance(value, dict):
+            value = " ".join(f"{key}={text}" for key, text in sorted(value.items()))
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        elif isinstance(value, bool):
+            value = "yes" if value else "no"
+        grid.add_row(Text(name.replace("_", " "), "bold"), str(value) if value is not None else "-")
+    return Group(grid, events_table(events))
+
+
+def events_table(events: list[pb.Event]) -> RenderableType:
+    """A part of the history."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("time (UTC)", "event", "device", "request", "who"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("detail", overflow="fold")
+    for event in events:
+        at = time_text(event.at)
+        table.add_row(at, event.kind, event.device_id, event.request_id[:8], event.actor, event.detail)
+    return table
+
+
+def time_text(stamp: Timestamp) -> str:
+    """``2026-03-29 02:00:00``, UTC."""
+    return stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def change(before: forget_pb2.Accuracy, after: forget_pb2.Accuracy) -> str:
@@ -105,57 +242,3 @@ def receipt_word(execution: pb.ExecutionView) -> str:
     if not execution.receipt_envelope:
         return "none yet"
     return "verified" if execution.receipt_verified else "NOT VERIFIED"
-
-
-def request_data(view: pb.RequestView) -> dict[str, Any]:
-    """A request as plain data (``--json``). Accuracies are shares in [0, 1], null where not measured."""
-    return {
-        "request_id": view.request_id,
-        "fleet": view.fleet,
-        "forget_class": view.forget_class,
-        "method": view.method,
-        "state": request_state(view),
-        "created_at": _time(view, "created_at"),
-        "expires_at": _time(view, "expires_at"),
-        "finished_at": _time(view, "finished_at"),
-        "policy": {"max_ua": view.policy.max_ua, "max_ra_drop": view.policy.max_ra_drop},
-        "devices": [device_data(execution) for execution in view.executions],
-    }
-
-
-def device_data(execution: pb.ExecutionView) -> dict[str, Any]:
-    """One device's part of a request as plain data."""
-    receipt = execution.receipt if execution.HasField("receipt") else forget_pb2.Receipt()
-    has_energy = receipt.HasField("energy")
-    return {
-        "device_id": execution.device_id,
-        "state": execution_state(execution),
-        "reason": execution.reason,
-        "detail": execution.detail,
-        "ua_before": _share(receipt.ua_before),
-        "ua_after": _share(receipt.ua_after),
-        "ra_before": _share(receipt.ra_before),
-        "ra_after": _share(receipt.ra_after),
-        "ua_samples": receipt.ua_after.samples,
-        "ra_samples": receipt.ra_after.samples,
-        "forget_samples": receipt.forget_samples,
-        "method": receipt.method,
-        "latency_seconds": receipt.latency_seconds if execution.HasField("receipt") else None,
-        "unlearning_seconds": receipt.unlearning_seconds if has_energy else None,
-        "energy_joules": receipt.energy.joules if has_energy else None,
-        "energy_source": receipt.energy.source if has_energy else None,
-        "peak_memory_bytes": receipt.peak_memory_bytes if has_energy else None,
-        "model_digest_before": receipt.model_digest_before,
-        "model_digest_after": receipt.model_digest_after,
-        "receipt_verified": execution.receipt_verified,
-        "receipt": execution.receipt_envelope.decode(errors="replace"),
-    }
-
-
-def _share(accuracy: forget_pb2.Accuracy) -> float | None:
-    return accuracy.correct / accuracy.samples if accuracy.samples else None
-
-
-def _time(view: pb.RequestView, name: str) -> str | None:
-    stamp = getattr(view, name)
-    return stamp.ToJsonString() if view.HasField(name) and stamp.seconds else None  # type: ignore[arg-type]

@@ -46,6 +46,7 @@ _INCLUDED = {
 METHODS = {
     "GetServerInfo": Role.VIEWER,
     "ListFleets": Role.VIEWER,
+    "GetDevice": Role.VIEWER,
     "ListDevices": Role.VIEWER,
     "GetRequest": Role.VIEWER,
     "ListRequests": Role.VIEWER,

@@ -54,6 +54,11 @@ class OperatorServiceStub:
                 request_serializer=clue_dot_v1_dot_operator__pb2.AddDeviceRequest.SerializeToString,
                 response_deserializer=clue_dot_v1_dot_operator__pb2.AddDeviceResponse.FromString,
                 _registered_method=True)
+        self.GetDevice = channel.unary_unary(
+                '/clue.v1.OperatorService/GetDevice',
+                request_serializer=clue_dot_v1_dot_operator__pb2.GetDeviceRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.Device.FromString,
+                _registered_method=True)
         self.ListDevices = channel.unary_unary(
                 '/clue.v1.OperatorService/ListDevices',
                 request_serializer=clue_dot_v1_dot_operator__pb2.ListDevicesRequest.SerializeToString,
@@ -165,6 +170,12 @@ class OperatorServiceServicer:
     def AddDevice(self, request, context):
         """Add a device from its enrolment document; answers with what the device must trust.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDevice(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -306,6 +317,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.AddDevice,
                     request_deserializer=clue_dot_v1_dot_operator__pb2.AddDeviceRequest.FromString,
                     response_serializer=clue_dot_v1_dot_operator__pb2.AddDeviceResponse.SerializeToString,
+            ),
+            'GetDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDevice,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.GetDeviceRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.Device.SerializeToString,
             ),
             'ListDevices': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDevices,
@@ -501,6 +517,33 @@ class OperatorService:
             '/clue.v1.OperatorService/AddDevice',
             clue_dot_v1_dot_operator__pb2.AddDeviceRequest.SerializeToString,
             clue_dot_v1_dot_operator__pb2.AddDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/GetDevice',
+            clue_dot_v1_dot_operator__pb2.GetDeviceRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.Device.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,7 @@ class OperatorServiceStub:
     ListFleets: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListFleetsRequest, _operator_pb2.ListFleetsResponse]
     AddDevice: _grpc.UnaryUnaryMultiCallable[_operator_pb2.AddDeviceRequest, _operator_pb2.AddDeviceResponse]
     """Add a device from its enrolment document; answers with what the device must trust."""
+    GetDevice: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetDeviceRequest, _operator_pb2.Device]
     ListDevices: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListDevicesRequest, _operator_pb2.ListDevicesResponse]
     LabelDevice: _grpc.UnaryUnaryMultiCallable[_operator_pb2.LabelDeviceRequest, _operator_pb2.Device]
     """Set and remove labels of a device. Continuous requests that now match it are queued for it."""
@@ -77,6 +78,7 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     ListFleets: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListFleetsRequest, _operator_pb2.ListFleetsResponse]  # type: ignore[assignment]
     AddDevice: _aio.UnaryUnaryMultiCallable[_operator_pb2.AddDeviceRequest, _operator_pb2.AddDeviceResponse]  # type: ignore[assignment]
     """Add a device from its enrolment document; answers with what the device must trust."""
+    GetDevice: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetDeviceRequest, _operator_pb2.Device]  # type: ignore[assignment]
     ListDevices: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListDevicesRequest, _operator_pb2.ListDevicesResponse]  # type: ignore[assignment]
     LabelDevice: _aio.UnaryUnaryMultiCallable[_operator_pb2.LabelDeviceRequest, _operator_pb2.Device]  # type: ignore[assignment]
     """Set and remove labels of a device. Continuous requests that now match it are queued for it."""
@@ -137,6 +139,13 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.AddDeviceResponse, _abc.Awaitable[_operator_pb2.AddDeviceResponse]]:
         """Add a device from its enrolment document; answers with what the device must trust."""
+
+    @_abc_1.abstractmethod
+    def GetDevice(
+        self,
+        request: _operator_pb2.GetDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Device, _abc.Awaitable[_operator_pb2.Device]]: ...
 
     @_abc_1.abstractmethod
     def ListDevices(
