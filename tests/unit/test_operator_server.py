@@ -158,6 +158,16 @@ def test_health_needs_no_token(home: House) -> None:
         watch.cancel()
 
 
+def test_who_watches_the_health_is_told_before_the_end(home: House) -> None:
+    with home.channel() as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
+        assert next(watch).status == SERVING
+        home.server.close()
+        assert next(watch).status == NOT_SERVING
+        with pytest.raises(grpc.RpcError):
+            next(watch)
+
+
 def test_watchers_of_the_health_are_bounded_and_take_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "_MOST_HEALTH_WATCHERS", 40)
     with house(tmp_path / "home", most_streams=1) as home, home.channel() as channel:
