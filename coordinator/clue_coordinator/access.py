@@ -74,7 +74,7 @@ class Access:
         self._note(found)
         needed = needed_role(path)
         if not found.role.includes(needed):
-            log.warning("refused %s from %s: token '%s' is a %s", path, peer, found.name, found.role)
+            log.warning("refused %s from %s: token '%s' is %s", path, peer, found.name, found.role.phrase)
             method = path.rpartition("/")[2]
             raise Refused(
                 grpc.StatusCode.PERMISSION_DENIED,

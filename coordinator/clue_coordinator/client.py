@@ -18,6 +18,8 @@ _OPTIONS = [
     # A stream has no deadline; a server that is gone without a word is noticed after 20 + 10 s.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Without this one, what is unanswered while nothing else is sent counts as lost only after 60 s.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
 ]
 _SECONDS = 15.0
@@ -242,7 +244,7 @@ class OperatorClient:
             return f"the server at {self._address} is not the expected one: its certificate is of another authority"
         if "peer certificate" in details or "Hostname Verification" in details:
             return f"the certificate of the server at {self._address} does not name that host"
-        if "keepalive" in details.lower():
+        if "ping timeout" in details or "keepalive" in details:
             return f"the coordinator at {self._address} fell silent: look whether it runs, then ask again"
         if self._home is not None:
             return f"the coordinator of {self._home} is not running: start it with 'clue-coordinator serve'"

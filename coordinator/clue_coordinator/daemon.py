@@ -105,9 +105,11 @@ def _token(config: CoordinatorConfig) -> str:
     try:
         token = config.operator_token.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"cannot read {config.operator_token}") from None
+        raise ConfigError(
+            f"cannot read {config.operator_token}: 'clue-coordinator token recover' makes a new one"
+        ) from None
     if len(token) < 16:
-        raise ConfigError(f"{config.operator_token} holds no token")
+        raise ConfigError(f"{config.operator_token} holds no token: 'clue-coordinator token recover' makes a new one")
     return token
 
 

@@ -30,6 +30,7 @@ _OPTIONS = [
     # Ask a silent client whether it is there: the stream of one that is gone would keep its thread.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     # Clients that watch ask the same of us every 20 s; the default takes that for an attack.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -75,10 +75,19 @@ def bearer(token: str) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def house(folder: Path, ledger_url: str = "", devices: int = 1, most_streams: int = 128) -> Iterator[House]:
+def house(
+    folder: Path,
+    ledger_url: str = "",
+    devices: int = 1,
+    most_streams: int = 128,
+    operator_listen: str = "127.0.0.1",
+    listen_on: str = "",
+) -> Iterator[House]:
+    """``listen_on`` is where it listens after its certificate was made for ``operator_listen``."""
     ports = {free_port() for _ in range(3)}
     superlink, operators, metrics = sorted(ports)
     config = CoordinatorConfig(
+        operator_listen=operator_listen,
         superlink_port=superlink,
         operator_port=operators,
         metrics_port=metrics,
@@ -86,6 +95,8 @@ def house(folder: Path, ledger_url: str = "", devices: int = 1, most_streams: in
         home=folder,
     )
     initialise(config)
+    if listen_on:
+        config = config.model_copy(update={"operator_listen": listen_on})
     found = House(config, devices, most_streams)
     try:
         yield found

@@ -187,7 +187,7 @@ CHANGES = [
 ]
 ONLY = {
     "sqlite": [
-        "INSERT OR REPLACE INTO event SELECT id, at, kind, 'forged', device_id, request_id, detail "
+        "INSERT OR REPLACE INTO event SELECT id, at, kind, 'forged', device_id, request_id, detail, '' "
         "FROM event WHERE id = {id}",
         "UPDATE OR REPLACE event SET id = 1 WHERE id = {id}",
     ],
