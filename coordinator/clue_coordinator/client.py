@@ -11,8 +11,8 @@ import grpc
 from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.connection import Connection
 from clue_coordinator.errors import CoordinatorError, UnavailableError, UsageError
+from clue_protocol.v1 import forget_pb2, operator_pb2_grpc
 from clue_protocol.v1 import operator_pb2 as pb
-from clue_protocol.v1 import operator_pb2_grpc
 
 _OPTIONS = [
     # A stream has no deadline; a server that is gone without a word is noticed after 20 + 10 s.
@@ -106,7 +106,7 @@ class OperatorClient:
             return self._stub.RetireDevice(pb.RetireDeviceRequest(device_id=device_id), timeout=_SLOW_SECONDS)
 
     def forget(self, call: pb.ForgetCall) -> pb.RequestView:
-        """Start a request."""
+        """Start a request; see :func:`forget_call`."""
         with self._errors():
             return self._stub.Forget(call, timeout=_LONG_SECONDS)
 
@@ -177,19 +177,20 @@ class OperatorClient:
     ) -> Iterator[pb.RequestView | None]:
         """As :meth:`watch_request`, through restarts of the coordinator: None while it is away.
 
-        CoordinatorError if it stays away for ``patience`` seconds.
+        CoordinatorError if it is not there at the beginning, or stays away for ``patience`` seconds.
         """
         gone_since: float | None = None
+        seen = False
         while True:
             try:
                 for view in self.watch_request(request_id, executions=executions):
-                    gone_since = None
+                    gone_since, seen = None, True
                     yield view
                 return
             except UnavailableError:
                 now = time.monotonic()
                 gone_since = gone_since or now
-                if now - gone_since > patience:
+                if not seen or now - gone_since > patience:
                     raise
                 yield None
                 time.sleep(_AWAY_SECONDS)
@@ -253,3 +254,31 @@ class OperatorClient:
 
 def _change(request_id: str, comment: str) -> pb.ChangeRequestCall:
     return pb.ChangeRequestCall(request_id=request_id, comment=comment)
+
+
+def forget_call(
+    fleet: str,
+    forget_class: str,
+    *,
+    max_ua: float = 0.10,
+    max_ra_drop: float = 0.05,
+    expires_in_seconds: float = 7 * 86400.0,
+    **fields: Any,
+) -> pb.ForgetCall:
+    """The call of :meth:`OperatorClient.forget`.
+
+    Args:
+        fleet: name of the fleet.
+        forget_class: name of the class.
+        max_ua: highest accuracy on it that a device accepts, in [0, 1].
+        max_ra_drop: largest loss of accuracy on the others, in [0, 1].
+        expires_in_seconds: how long devices may take.
+        fields: further ones of ``ForgetCall`` in operator.proto, such as ``target`` and ``rollout``.
+    """
+    return pb.ForgetCall(
+        fleet=fleet,
+        forget_class=forget_class,
+        policy=forget_pb2.Policy(max_ua=max_ua, max_ra_drop=max_ra_drop),
+        expires_in_seconds=expires_in_seconds,
+        **fields,
+    )

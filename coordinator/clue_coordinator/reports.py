@@ -179,6 +179,7 @@ def _find(session: Session, execution_id: str, node_id: int) -> Execution:
     execution = session.scalar(
         select(Execution)
         .where(Execution.id == execution_id)
+        .with_for_update(of=Execution)
         .options(
             selectinload(Execution.device),
             selectinload(Execution.request).selectinload(Request.fleet),

@@ -71,6 +71,9 @@ def plan_request(session: Session, order: ForgetOrder, now: float) -> Planned:
             raise UsageError(f"the policy's {name} must be in [0, 1], got {value:g}")
     if not 60 <= order.expires_in_seconds <= 366 * 86400:
         raise UsageError(f"a request must expire after 1 minute to 1 year, got {order.expires_in_seconds:g} s")
+    for name, text, longest in (("method", order.method, 63), ("idempotency key", order.idempotency_key or "", 64)):
+        if len(text) > longest:
+            raise UsageError(f"the {name} has {len(text)} characters; {longest} are the most")
     fleet = require_fleet(session, order.fleet)
     if not any(device.retired_at is None for device in fleet.devices):
         raise ConflictError(f"fleet '{order.fleet}' has no devices: add one with 'clue-coordinator device add'")
@@ -93,6 +96,7 @@ def create_request(ledger: Ledger, order: ForgetOrder, signer: Signer) -> str:
     """
     with ledger.write() as session:
         if order.idempotency_key:
+            # Before anything else: the same call again must have the same answer, whatever happened since.
             known = session.scalar(select(Request.id).where(Request.idempotency_key == order.idempotency_key))
             if known is not None:
                 return known

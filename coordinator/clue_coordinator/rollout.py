@@ -40,17 +40,19 @@ def lease(ledger: Ledger, online_nodes: list[int]) -> list[dispatch_pb2.Assignme
         note_presence(session, ledger, online, now)
         session.flush()
         assignments = []
-        for execution in _due(session, now):
+        for execution in _due(session, now, lock=True):
             assignment = _hand_out(session, ledger, execution, now)
             if assignment is not None:
                 assignments.append(assignment)
         return assignments
 
 
-def _due(session: Session, now: float) -> list[Execution]:
+def _due(session: Session, now: float, *, lock: bool = False) -> list[Execution]:
     """What may be handed out, oldest request first; a device gets one thing at a time."""
+    # Row locks exist on PostgreSQL only. What someone else holds right now can wait for the next lease.
+    query = _query().with_for_update(of=Execution, skip_locked=True) if lock else _query()
     found = list(
-        session.scalars(_query().where(_again(now)).order_by(Execution.lease_until, Execution.device_pk).limit(_BATCH))
+        session.scalars(query.where(_again(now)).order_by(Execution.lease_until, Execution.device_pk).limit(_BATCH))
     )
     taken = {execution.device_pk for execution in found}
     requests = session.scalars(
@@ -62,8 +64,8 @@ def _due(session: Session, now: float) -> list[Execution]:
         room = min(_BATCH - len(found), _room(session, request, now))
         if room <= 0 or not request.counts.get(ExecutionState.QUEUED):
             continue
-        query = _query().where(_startable(request, now)).order_by(Execution.wave, Execution.device_pk).limit(room)
-        fresh = [execution for execution in session.scalars(query) if execution.device_pk not in taken]
+        ready = query.where(_startable(request, now)).order_by(Execution.wave, Execution.device_pk).limit(room)
+        fresh = [execution for execution in session.scalars(ready) if execution.device_pk not in taken]
         taken |= {execution.device_pk for execution in fresh}
         found += fresh
     return found

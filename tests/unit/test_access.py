@@ -13,6 +13,7 @@ from sqlalchemy import select, update
 
 from clue_coordinator import tokens
 from clue_coordinator.access import USE_SECONDS, Access, Refused
+from clue_coordinator.client import forget_call
 from clue_coordinator.errors import ConflictError, CoordinatorError, UsageError
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Event, Token
@@ -283,7 +284,7 @@ def test_the_history_says_who_did_it(home: House) -> None:
         assert (made.token.created_by, made.token.role) == ("ann", pb.ROLE_OPERATOR)
         ann.create_fleet("barn")
         with home.client(made.secret) as bob:
-            view = bob.forget("yard", "bird")
+            view = bob.forget(forget_call("yard", "bird"))
             assert view.created_by == "bob"
             with pytest.raises(CoordinatorError, match="CreateFleet needs the role admin, and 'bob' is an operator"):
                 bob.create_fleet("x")

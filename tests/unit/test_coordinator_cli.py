@@ -11,6 +11,7 @@ import pytest
 
 import clue
 from clue_coordinator import cli
+from clue_coordinator.cli_values import parse_settings
 from clue_coordinator.config import load_config
 from clue_coordinator.errors import ConfigError
 from clue_protocol.files import HomeLock
@@ -136,9 +137,9 @@ def test_bad_settings(run: Run, home: Path, setting: str) -> None:
 
 
 def test_settings_are_json_or_text() -> None:
-    text = cli._hyperparameters(["epochs=3", "lr=0.5", "on=true", "name=sgd", "text=a=b"])
+    text = parse_settings(["epochs=3", "lr=0.5", "on=true", "name=sgd", "text=a=b"])
     assert json.loads(text) == {"epochs": 3, "lr": 0.5, "on": True, "name": "sgd", "text": "a=b"}
-    assert cli._hyperparameters([]) == ""
+    assert parse_settings([]) == ""
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,8 @@ def test_a_ledger_from_before_the_versions_is_upgraded(new_url: NewUrl, lived: s
         assert migrations.revision_of(connection, "x") == "0001"
     database.close()
     kept = {
-        table: [{"attempts": "faults"}.get(c, str(c)) for c in was.tables[table].columns.keys()] for table in was.tables
+        name: [{"attempts": "faults"}.get(column.name, column.name) for column in table.columns]
+        for name, table in was.tables.items()
     }
     before = only(kept, rows(lived))
     assert len(before["event"]) > 5
@@ -147,10 +148,8 @@ def test_a_ledger_from_before_the_versions_is_upgraded(new_url: NewUrl, lived: s
 
 def only(columns: dict[str, list[str]], found: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """These columns of the rows of these tables."""
-    places = {
-        table: [list(Base.metadata.tables[table].columns.keys()).index(c) for c in names]
-        for table, names in columns.items()
-    }
+    all_columns = {table: [column.name for column in Base.metadata.tables[table].columns] for table in columns}
+    places = {table: [all_columns[table].index(name) for name in names] for table, names in columns.items()}
     return {table: [[row[place] for place in places[table]] for row in found[table]] for table in columns}
 
 
@@ -283,8 +282,8 @@ def test_two_coordinators_never_lease_the_same_execution(new_url: NewUrl) -> Non
     with ThreadPoolExecutor(4) as pool:
         given_out = list(pool.map(lambda ledger: rollout.lease(ledger, fleet.nodes), others))
     ids = [assignment.execution_id for given in given_out for assignment in given]
-    assert len(ids) == len(set(ids)) == 15
-    assert [e.kind for e in fleet.events()].count("execution.in_progress") == 15
+    assert len(ids) == len(set(ids)) == 3  # a device gets one thing at a time
+    assert [e.kind for e in fleet.events()].count("execution.in_progress") == 3
     for ledger in [*others, fleet.ledger]:
         ledger.close()
 

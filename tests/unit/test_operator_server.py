@@ -81,9 +81,9 @@ def test_one_reading_serves_all_watchers(home: House, monkeypatch: pytest.Monkey
     made: list[str] = []
     real = home.service._view
 
-    def count(request_id: str) -> pb.RequestView:
+    def count(request_id: str, executions: int) -> pb.RequestView:
         made.append(request_id)
-        return real(request_id)
+        return real(request_id, executions)
 
     monkeypatch.setattr(home.service._watched, "_make_view", count)
     with home.client(home.token(Role.VIEWER)) as client:
