@@ -35,8 +35,8 @@ from clue_protocol.v1 import forget_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-# A worker that is killed (out of memory, a reboot) is tried again, but not for ever.
-MAX_ATTEMPTS = 3
+# A worker that is killed (out of memory, a reboot) is run again, but not for ever.
+MAX_RUNS = 3
 # Candidate, second copy and checkpoint, each about as large as the model.
 _COPIES = 4
 _INBOX_SECONDS = 30.0
@@ -74,22 +74,22 @@ class Execution:
             if receipt is not None:
                 return receipt
         receipt = self._begin_receipt()
-        attempts = self._m.journal.begin_attempt(self._job.digest, time.time())
+        runs = self._m.journal.begin_run(self._job.digest, time.time())
+        if runs == 0:
+            return None  # recalled a moment ago
         try:
             self._check_still_trusted()
-            if attempts > MAX_ATTEMPTS:
-                raise JobFailedError(
-                    pb.REASON_WORKER_FAILED, f"given up after {MAX_ATTEMPTS} attempts that did not end"
-                )
+            if runs > MAX_RUNS:
+                raise JobFailedError(pb.REASON_WORKER_FAILED, f"given up after {MAX_RUNS} runs that did not end")
             return self._work(receipt)
         except JobFailedError as error:
             if self._m.stop.is_set():
                 # Stopped, not failed: the next start takes it up again, however often that happens.
-                self._m.journal.cancel_attempt(self._job.digest)
+                self._m.journal.cancel_run(self._job.digest)
                 return None
-            if attempts < MAX_ATTEMPTS and error.reason == pb.REASON_WORKER_FAILED:
+            if runs < MAX_RUNS and error.reason == pb.REASON_WORKER_FAILED:
                 log.warning("request %s: %s; trying again", self._request.request_id, error.detail)
-                self._m.stop.wait(2.0 * attempts)
+                self._m.stop.wait(2.0 * runs)
                 return None
             receipt.outcome = pb.OUTCOME_FAILED
             receipt.model_digest_after = receipt.model_digest_before
@@ -113,7 +113,12 @@ class Execution:
     def _begin_receipt(self) -> pb.Receipt:
         request = self._request
         receipt = receipts.begin(
-            request, self._m.config.device_id, self._m.trust.fleet, self._job.digest, self._model_digest()
+            request,
+            self._m.config.device_id,
+            self._m.trust.fleet,
+            self._job.digest,
+            self._model_digest(),
+            self._job.attempt,
         )
         receipt.method = request.method or DEFAULT_METHOD
         receipt.started_at.FromNanoseconds(int(self._job.received_at * 1e9))

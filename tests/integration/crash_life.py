@@ -26,6 +26,7 @@ from clue_agent.sealed import KeyRing
 from clue_agent.store import CANDIDATE, ModelStore
 from clue_protocol.documents import Trust
 from clue_protocol.keys import key_from_json, load_signing_key
+from clue_protocol.v1 import agent_pb2
 
 _CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "symlink", "chmod", "fchmod")
 
@@ -160,7 +161,7 @@ def live(
     trust = Trust("yard", (key_from_json(trust_key),), "127.0.0.1:9092", "(no certificate)")
     agent = Agent(config, trust, signer, journal)
     agent.start()
-    answer = agent.deliver(envelope, "r-1", 120.0)
+    answer = agent.deliver(agent_pb2.DeliverRequest(request_envelope=envelope, request_id="r-1", wait_seconds=120.0))
     with out.open("ab") as stream:  # not through the layer: this is the other side of the wire
         stream.write(len(answer.receipt_envelope).to_bytes(4, "big") + answer.receipt_envelope)
     agent.close()
