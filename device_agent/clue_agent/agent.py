@@ -13,6 +13,7 @@ from securesystemslib.signer import Signer
 
 import clue
 from clue_agent.base_model import BaseModels
+from clue_agent.boxes import PATCH, UPDATE, Box
 from clue_agent.config import AgentConfig
 from clue_agent.delivery import WAITING, Deliveries
 from clue_agent.erasing import Eraser
@@ -23,7 +24,9 @@ from clue_agent.inbox import Inbox
 from clue_agent.intake import Intake
 from clue_agent.journal import MODEL_JOB, VERIFIED, Job, Journal
 from clue_agent.limits import Hold
+from clue_agent.patches import Patches
 from clue_agent.sealed import KeyRing
+from clue_agent.sharing import Updates
 from clue_agent.store import ModelStore
 from clue_agent.vault import Vault
 from clue_protocol.documents import Trust
@@ -52,18 +55,23 @@ class Agent:
         self._hold: Hold | None = None
         self._progress: dict[bytes, agent_pb2.Progress] = {}
         self.inbox = Inbox(config.samples, self.vault, keep_originals=config.keep_originals, allowed=self._wanted)
+        patches, updates = Box(config.home, self.ring, PATCH), Box(config.home, self.ring, UPDATE)
+        intake = Intake(config, trust, self.store, self.vault, patches)
+        self._updates = Updates(updates, journal)
         self._deliveries = Deliveries(
             config,
             trust,
             signer,
             journal,
             self.store,
-            Intake(config, trust, self.store, self.vault),
+            intake,
+            Patches(patches, intake),
+            self._updates,
             self._changed,
             self._stop,
             lambda digest: self._progress.get(digest, WAITING),
         )
-        self._eraser = Eraser(config, self.store, self.vault, self.ring, self.forgotten)
+        self._eraser = Eraser(config, self.store, self.vault, self.ring, self.forgotten, patches, self._updates)
         self._machinery = Machinery(
             config=config,
             trust=trust,
@@ -73,6 +81,7 @@ class Agent:
             inbox=self.inbox,
             forgotten=self.forgotten,
             eraser=self._eraser,
+            updates=updates,
             stop=self._stop,
             on_progress=self._set_progress,
             on_hold=self._set_hold,
@@ -147,6 +156,7 @@ class Agent:
         while not self._stop.is_set():
             if time.monotonic() - scanned > _SCAN_SECONDS:
                 self._scan()
+                self._expire_updates()
                 scanned = time.monotonic()
             jobs = self._journal.unfinished()
             if not jobs:
@@ -172,6 +182,12 @@ class Agent:
         except Exception:
             # Images are worth less than the thread that forgets.
             log.exception("the samples folder cannot be read")
+
+    def _expire_updates(self) -> None:
+        try:
+            self._updates.expire()
+        except Exception:
+            log.exception("updates that were handed out cannot be destroyed")
 
     def _carry_out(self, job: Job) -> None:
         if job.kind == MODEL_JOB:

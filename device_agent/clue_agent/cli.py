@@ -36,6 +36,12 @@ def init(
     keep_originals: Annotated[
         bool, typer.Option("--keep-originals", help="Leave images in the samples folder after they were sealed.")
     ] = False,
+    share_updates: Annotated[
+        bool,
+        typer.Option(
+            "--share-updates", help="Hand out the change of the model where a request asks for it, for other devices."
+        ),
+    ] = False,
     label: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,6 +74,7 @@ def init(
         samples=samples.resolve(),
         holdout=holdout.resolve() if holdout is not None else None,
         keep_originals=keep_originals,
+        share_updates=share_updates,
         labels=labels,
         vault=VaultLimits(holdout_share=0.0 if holdout is not None else VaultLimits().holdout_share),
         work=WorkConfig(threads=threads),

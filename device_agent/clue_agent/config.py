@@ -38,6 +38,8 @@ class AgentConfig(BaseModel):
     holdout: Path | None = None
     # Leave images in the samples folder after they were sealed, and do not erase them with the class.
     keep_originals: bool = False
+    # Hand out the change that forgetting made to the model, to requests that ask for it (docs/agent.md: what it shows).
+    share_updates: bool = False
     # What the coordinator is told of this device when it is enrolled; afterwards the coordinator keeps them.
     labels: dict[str, str] = {}
     work: WorkConfig = WorkConfig()

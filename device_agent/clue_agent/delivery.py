@@ -16,11 +16,13 @@ from collections.abc import Callable
 from securesystemslib.signer import Signer
 
 from clue_agent import receipts
-from clue_agent.attempts import may_follow, within
+from clue_agent.attempts import claimed_request, may_follow, within
 from clue_agent.config import AgentConfig
 from clue_agent.errors import JournalWriteError, RequestRejectedError, StoreError
 from clue_agent.intake import Intake
 from clue_agent.journal import VERIFIED, Job, Journal
+from clue_agent.patches import Patches
+from clue_agent.sharing import Updates
 from clue_agent.store import ModelStore
 from clue_protocol.documents import Trust
 from clue_protocol.envelope import REQUEST_TYPE, envelope_digest, open_message
@@ -31,13 +33,14 @@ from clue_protocol.v1 import forget_pb2 as pb
 log = logging.getLogger(__name__)
 
 WAITING = agent_pb2.Progress(stage="waiting")
+_WAITING_FOR_PATCH = agent_pb2.Progress(stage="waiting for the patch")
 
 
 class Deliveries:
     """Everything that is answered to the sender. Any thread may call it.
 
     Args:
-        config, trust, signer, journal, store, intake: of the device.
+        config, trust, signer, journal, store, intake, patches, updates: of the device.
         changed: notified whenever a job has changed.
         stop: set when the agent stops.
         progress: how far the job with a digest is.
@@ -51,6 +54,8 @@ class Deliveries:
         journal: Journal,
         store: ModelStore,
         intake: Intake,
+        patches: Patches,
+        updates: Updates,
         changed: threading.Condition,
         stop: threading.Event,
         progress: Callable[[bytes], agent_pb2.Progress],
@@ -61,6 +66,10 @@ class Deliveries:
         self._journal = journal
         self._store = store
         self._intake = intake
+        self._patches = patches
+        self._updates = updates
+        # A patch belongs to the job that it came with: both are taken in, or let go, by one thread at a time.
+        self._taking_in = threading.Lock()
         self._changed = changed
         self._stop = stop
         self._progress = progress
@@ -80,14 +89,19 @@ class Deliveries:
     def look_at(self, digest: bytes, envelope: bytes, request_id: str) -> tuple[bytes | None, bytes]:
         """Refuse or promise an envelope that is written down; (refusal, digest of the job that stands for it)."""
         try:
-            request = self._intake.accept(envelope)
+            request = self._intake.accept(envelope, digest)
         except RequestRejectedError as error:
             log.warning("refused request %s: %s", request_id or "(unnamed)", error.detail)
             job = self._journal.get(digest)
             refusal = self._refusal(digest, request_id, error, job.attempt if job is not None else 1)
-            return self._journal.refuse(digest, time.time(), refusal), digest
+            stands = self._journal.refuse(digest, time.time(), refusal)
+            if stands is not None:
+                self._patches.destroy(digest)
+            return stands, digest
         # The same request in other bytes (say, re-indented JSON) is still the same request.
-        digest = self._journal.verify(digest, request.request_id, time.time())
+        came_as, digest = digest, self._journal.verify(digest, request.request_id, time.time())
+        if came_as != digest:
+            self._patches.destroy(came_as)
         log.info("request %s: forget %r", request.request_id, request.forget_class)
         with self._changed:
             self._changed.notify_all()
@@ -99,19 +113,20 @@ class Deliveries:
         self, digest: bytes, attempt: int, request: agent_pb2.DeliverRequest
     ) -> tuple[bytes, agent_pb2.DeliverResponse | None]:
         """See to it that the job is begun, if it is to be; (its digest, the answer if there is one at once)."""
-        envelope, now = request.request_envelope, time.time()
+        envelope = request.request_envelope
         job = self._journal.get(digest)
-        if job is not None and self._earlier_receipt(job, attempt) is not None:
+        if job is not None and not self._is_to_begin(job, attempt, envelope):
             return digest, None
-        if job is None:
-            self._journal.receive(digest, request.request_id, envelope, now, attempt=within(attempt, envelope))
-        elif job.recalled:
-            self._journal.resume(digest, within(attempt, envelope))
-        elif self._begins_anew(job, attempt, envelope):
-            log.info("request %s: attempt %d is asked for", job.request_id, attempt)
-            self._journal.repeat(digest, attempt, envelope, now)
-        elif job.receipt is not None or VERIFIED in job.steps:
-            return digest, None
+        with self._taking_in:
+            complete = self._patches.take_in(digest, envelope, request.patch)
+            if complete:
+                self._write_down(digest, attempt, request)
+        if not complete:
+            claimed = claimed_request(envelope)
+            standing = self._journal.stands_for(digest, claimed.request_id) if claimed is not None else digest
+            if standing != digest:
+                return self._ask(standing, attempt, request)
+            return digest, agent_pb2.DeliverResponse(progress=_WAITING_FOR_PATCH)
         job = self._journal.get(digest)
         if job is not None and VERIFIED in job.steps:
             with self._changed:
@@ -121,6 +136,24 @@ class Deliveries:
         if refusal is not None:
             return digest, agent_pb2.DeliverResponse(receipt_envelope=refusal)
         return (digest, None) if standing == digest else self._ask(standing, attempt, request)
+
+    def _is_to_begin(self, job: Job, attempt: int, envelope: bytes) -> bool:
+        """Is there more to do for a known job than to wait for what it comes to?"""
+        if self._earlier_receipt(job, attempt) is not None:
+            return False
+        unseen = job.receipt is None and VERIFIED not in job.steps
+        return unseen or job.recalled or self._begins_anew(job, attempt, envelope)
+
+    def _write_down(self, digest: bytes, attempt: int, request: agent_pb2.DeliverRequest) -> None:
+        envelope, now = request.request_envelope, time.time()
+        job = self._journal.get(digest)
+        if job is None:
+            self._journal.receive(digest, request.request_id, envelope, now, attempt=within(attempt, envelope))
+        elif job.recalled:
+            self._journal.resume(digest, within(attempt, envelope))
+        elif self._begins_anew(job, attempt, envelope):
+            log.info("request %s: attempt %d is asked for", job.request_id, attempt)
+            self._journal.repeat(digest, attempt, envelope, now)
 
     def _begins_anew(self, job: Job, attempt: int, envelope: bytes) -> bool:
         return job.receipt is not None and may_follow(attempt, job.attempt, job.receipt, job.envelope or envelope)
@@ -170,7 +203,13 @@ class Deliveries:
         job = self._journal.get(digest)
         if job is not None and self._begins_anew(job, attempt, envelope):
             return digest, not_begun
-        if self._journal.recall(digest, claimed.request_id, envelope, within(attempt, envelope), time.time()):
+        with self._taking_in:
+            recalled = self._journal.recall(
+                digest, claimed.request_id, envelope, within(attempt, envelope), time.time()
+            )
+            if recalled:
+                self._patches.destroy(digest)
+        if recalled:
             log.info("request %s was recalled before it was begun", claimed.request_id)
             with self._changed:
                 self._changed.notify_all()
@@ -193,9 +232,11 @@ class Deliveries:
                 if left <= 0 or self._stop.is_set():
                     return agent_pb2.DeliverResponse(progress=self._progress(digest))
                 self._changed.wait(min(left, 5.0))
-        if attempt >= job.attempt:
-            self._mark_delivered(digest)
-        return agent_pb2.DeliverResponse(receipt_envelope=receipt)
+        if receipt != job.receipt:
+            return agent_pb2.DeliverResponse(receipt_envelope=receipt)
+        update = self._updates.hand_out(job)
+        self._mark_delivered(digest)
+        return agent_pb2.DeliverResponse(receipt_envelope=receipt, update=update)
 
     def _receipt(self, job: Job, attempt: int) -> bytes | None:
         earlier = self._earlier_receipt(job, attempt)

@@ -48,8 +48,8 @@ def make_request(**changes: Any) -> pb.ForgetRequest:
     return request
 
 
-def envelope(signer: CryptoSigner = OPERATOR, **changes: Any) -> bytes:
-    return sign_message(make_request(**changes), REQUEST_TYPE, [signer])
+def envelope(signer: CryptoSigner = OPERATOR, request: pb.ForgetRequest | None = None, **changes: Any) -> bytes:
+    return sign_message(request or make_request(**changes), REQUEST_TYPE, [signer])
 
 
 @dataclass
