@@ -78,12 +78,12 @@ class Installation:
 
     # Daemons
 
-    def init(self) -> None:
+    def init(self, *options: str) -> None:
         """Make the coordinator's home, on free ports."""
         ports: list[str] = []
         for option in ("--superlink-port", "--operator-port", "--metrics-port"):
             ports += [option, str(free_port())]
-        succeed(self.coordinator("init", *ports))
+        succeed(self.coordinator("init", *ports, *options))
 
     def serve(self) -> int:
         """Start the coordinator and wait until its dispatcher runs; returns its pid."""
@@ -199,9 +199,11 @@ class Installation:
         """Until the request is over; returns its devices by name."""
 
         def over() -> bool:
-            with self.ledger() as ledger:
-                query = "SELECT finished_at FROM request WHERE id = ?"
-                return ledger.execute(query, (request_id,)).fetchone()[0] is not None
+            try:
+                with OperatorClient(self.config) as client:
+                    return client.get_request(request_id).HasField("finished_at")
+            except CoordinatorError:
+                return False  # it was killed, perhaps, and comes back
 
         try:
             wait_for(over, seconds, f"request {request_id} to end")
