@@ -120,7 +120,10 @@ class Patcher:
 def reject(session: Session, ledger: Ledger, execution: Execution, problem: str) -> None:
     """End the waiting of a device: its refusal is the last word, since no patch came."""
     past = session.scalar(
-        select(PastReceipt).where(PastReceipt.execution_id == execution.id).order_by(PastReceipt.id.desc()).limit(1)
+        select(PastReceipt)
+        .where(PastReceipt.execution_id == execution.id)
+        .order_by(PastReceipt.attempt.desc(), PastReceipt.id.desc())
+        .limit(1)
     )
     execution.receipt_envelope = past.envelope if past is not None else None
     execution.reason = "NO_FORGET_SAMPLES"
