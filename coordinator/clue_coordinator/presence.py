@@ -42,12 +42,15 @@ def note_presence(session: Session, ledger: Ledger, online: set[str], now: float
         ledger.record(session, "device.offline", fleet=device.fleet.name, device_id=device.device_id)
     for part in _parts(online - known.keys()):
         query = select(Device).where(Device.node_id.in_(part), Device.retired_at.is_(None))
-        for device in session.scalars(query.options(selectinload(Device.fleet))):
+        back = session.scalars(query.options(selectinload(Device.fleet))).all()
+        # What they were asked before they left is asked again at once: the reply to the old message may never come.
+        session.execute(
+            update(Execution)
+            .where(Execution.device_pk.in_([device.id for device in back]), Execution.handed_out)
+            .values(lease_until=now)
+        )
+        for device in back:
             device.online = True
-            # What it was asked before it left is asked again at once: the reply to the old message may never come.
-            session.execute(
-                update(Execution).where(Execution.device_pk == device.id, Execution.handed_out).values(lease_until=now)
-            )
             ledger.record(session, "device.online", fleet=device.fleet.name, device_id=device.device_id)
     session.flush()
     session.execute(
