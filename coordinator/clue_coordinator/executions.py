@@ -2,11 +2,11 @@
 
 import uuid
 
-from sqlalchemy import ColumnElement, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy.orm import Session, selectinload
 
 from clue_coordinator.ledger import Ledger
-from clue_coordinator.models import Device, Execution, Request
+from clue_coordinator.models import Device, Execution, Request, Update
 from clue_coordinator.states import ACTIVE, FINAL, FINAL_REQUEST, ExecutionState, RequestState, check_change
 
 
@@ -32,7 +32,8 @@ def move(session: Session, ledger: Ledger, execution: Execution, new: ExecutionS
     _count(execution.request, old, -1)
     _count(execution.request, new, 1)
     if new == ExecutionState.QUEUED:
-        execution.lease_until = execution.started_at = None
+        # The start counts for the period's cap on starts, whatever came of it.
+        execution.lease_until = None
         execution.stage, execution.fraction = "", 0.0
     elif new in FINAL:
         execution.finished_at = now
@@ -61,6 +62,8 @@ def requeue(
     execution.reason, execution.detail = "", detail
     move(session, ledger, execution, ExecutionState.QUEUED, detail)
     execution.not_before = ledger.clock() + after if after else None
+    # A recall knows no other pause than the lease.
+    execution.lease_until = execution.not_before
     if next_attempt:
         execution.attempt += 1
         execution.faults = 0
@@ -82,7 +85,7 @@ def finish_if_done(session: Session, ledger: Ledger, request: Request) -> None:
         return
     if request.target.get("continuous") and now < request.expires_at:
         return
-    request.state = RequestState.COMPLETED
+    _close(session, request, RequestState.COMPLETED)
     request.finished_at = now
     succeeded = request.counts.get(ExecutionState.SUCCEEDED, 0)
     detail = f"{succeeded} of {sum(request.counts.values())} device(s) succeeded"
@@ -91,22 +94,29 @@ def finish_if_done(session: Session, ledger: Ledger, request: Request) -> None:
 
 def withdraw(session: Session, ledger: Ledger, request: Request, state: RequestState, reason: str) -> None:
     """End a request early: what no device has yet is CANCELED, what one may have is recalled."""
-    request.state, request.reason = state, reason
+    _close(session, request, state)
+    request.reason = reason
     kind = f"request.{state.lower()}"
     ledger.record(session, kind, fleet=request.fleet.name, request_id=request.id, detail=reason)
-    waiting = session.scalars(
-        select(Execution).where(
-            Execution.request_id == request.id,
-            Execution.state == ExecutionState.QUEUED,
-            Execution.handed_out.is_(False),
-        )
-    ).all()
-    # One query for all their devices, which `move` names in the history.
-    session.scalars(select(Device).where(Device.id.in_(select(Execution.device_pk).where(_of(request))))).all()
-    for execution in waiting:
+    waiting = (
+        select(Execution)
+        .where(_of(request), Execution.state == ExecutionState.QUEUED, Execution.handed_out.is_(False))
+        .options(selectinload(Execution.device))
+    )
+    for execution in session.scalars(waiting).all():
         execution.reason, execution.detail = str(state), reason
         move(session, ledger, execution, ExecutionState.CANCELED, reason)
     finish_if_done(session, ledger, request)
+
+
+def _close(session: Session, request: Request, state: RequestState) -> None:
+    request.state, request.paused_at = state, None
+    # No patch will be made any more: what devices handed out for others is not kept longer than it is needed.
+    session.execute(
+        delete(Update)
+        .where(Update.execution_id.in_(select(Execution.id).where(_of(request))))
+        .execution_options(synchronize_session=False)
+    )
 
 
 def check_counts(session: Session, request: Request) -> bool:

@@ -64,6 +64,7 @@ class Patcher:
 
     def _make(self, request_id: str, base: str, updates: dict[str, bytes]) -> str | None:
         """Combine, sign and store; None if the updates do not do."""
+        from clue.errors import UpdateError
         from clue.federated import update_to_bytes
         from clue_coordinator.aggregate import AggregationSettings, combine
 
@@ -77,11 +78,11 @@ class Patcher:
                 forget_class=request.forget_class,
                 settings=AggregationSettings(min_devices=plan.min_updates),
             )
-        except AggregationError as error:
+            body = update_to_bytes(combined)
+        except (AggregationError, UpdateError) as error:
             self._in_vain[request_id, base] = len(updates)
             log.warning("request %s: no patch yet for model %s: %s", request_id, base[:12], error)
             return None
-        body = update_to_bytes(combined)
         with self._ledger.write() as session:
             request = _request(session, request_id)
             if request.state not in OPEN_REQUEST:
@@ -120,7 +121,10 @@ class Patcher:
 def reject(session: Session, ledger: Ledger, execution: Execution, problem: str) -> None:
     """End the waiting of a device: its refusal is the last word, since no patch came."""
     past = session.scalar(
-        select(PastReceipt).where(PastReceipt.execution_id == execution.id).order_by(PastReceipt.id.desc()).limit(1)
+        select(PastReceipt)
+        .where(PastReceipt.execution_id == execution.id)
+        .order_by(PastReceipt.attempt.desc(), PastReceipt.id.desc())
+        .limit(1)
     )
     execution.receipt_envelope = past.envelope if past is not None else None
     execution.reason = "NO_FORGET_SAMPLES"

@@ -86,7 +86,8 @@ class RolloutPlan(_Plan):
 
     def waves(self, devices: int) -> list[int]:
         """Number of devices in each wave; the first entry is the canary, 0 without one."""
-        canary = min(devices, self.canary_count or math.ceil(self.canary_share * devices - 1e-9))
+        share = max(1, math.ceil(self.canary_share * devices - 1e-9)) if self.canary_share else 0
+        canary = min(devices, self.canary_count or share)
         sizes, left = [canary], devices - canary
         while left > 0:
             size = min(left, self.wave_size(len(sizes)) or left)

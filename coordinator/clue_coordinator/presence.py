@@ -34,20 +34,24 @@ def _parts(nodes: set[str]) -> list[list[str]]:
 
 def note_presence(session: Session, ledger: Ledger, online: set[str], now: float) -> None:
     """Note who came and who went; what a device that comes back was asked before is due again."""
-    here = select(Device).where(Device.online).options(selectinload(Device.fleet))
-    known = {device.node_id: device for device in session.scalars(here)}
-    for node in known.keys() - online:
-        device = known[node]
-        device.online = False
-        ledger.record(session, "device.offline", fleet=device.fleet.name, device_id=device.device_id)
-    for part in _parts(online - known.keys()):
+    # Only who comes and goes is loaded: of ten thousand devices that are a few.
+    known = set(session.scalars(select(Device.node_id).where(Device.online)))
+    for part in _parts(known - online):
+        gone = select(Device).where(Device.node_id.in_(part)).options(selectinload(Device.fleet))
+        for device in session.scalars(gone):
+            device.online = False
+            ledger.record(session, "device.offline", fleet=device.fleet.name, device_id=device.device_id)
+    for part in _parts(online - known):
         query = select(Device).where(Device.node_id.in_(part), Device.retired_at.is_(None))
-        for device in session.scalars(query.options(selectinload(Device.fleet))):
+        back = session.scalars(query.options(selectinload(Device.fleet))).all()
+        # What they were asked before they left is asked again at once: the reply to the old message may never come.
+        session.execute(
+            update(Execution)
+            .where(Execution.device_pk.in_([device.id for device in back]), Execution.handed_out)
+            .values(lease_until=now)
+        )
+        for device in back:
             device.online = True
-            # What it was asked before it left is asked again at once: the reply to the old message may never come.
-            session.execute(
-                update(Execution).where(Execution.device_pk == device.id, Execution.handed_out).values(lease_until=now)
-            )
             ledger.record(session, "device.online", fleet=device.fleet.name, device_id=device.device_id)
     session.flush()
     session.execute(

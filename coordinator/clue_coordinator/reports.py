@@ -2,8 +2,8 @@
 
 from hashlib import sha256
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, defer, selectinload
 
 from clue_coordinator.errors import ReceiptError, UsageError
 from clue_coordinator.executions import finish_if_done, move, requeue
@@ -11,12 +11,14 @@ from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Execution, PastReceipt, Request, Update
 from clue_coordinator.plan import RolloutPlan
 from clue_coordinator.receipts import accept_receipt
-from clue_coordinator.states import FINAL_REQUEST, OPEN_REQUEST, ExecutionState, may_follow
+from clue_coordinator.states import ACTIVE, FINAL_REQUEST, OPEN_REQUEST, ExecutionState, may_follow
 from clue_protocol.v1 import forget_pb2 as pb
 
 # Answers that are no receipts (a crashed forwarder, say) before the device counts as failed.
 MAX_FAULTS = 8
 MAX_UPDATE_BYTES = 32 * 2**20
+# Kept of one request and model: a patch is made of at most a hundred, and some may be no good.
+MAX_UPDATES = 150
 _RETRY_SECONDS = 5.0
 _OUTCOMES = {
     pb.OUTCOME_SUCCEEDED: ExecutionState.SUCCEEDED,
@@ -37,14 +39,21 @@ def report_receipt(ledger: Ledger, execution_id: str, node_id: int, envelope: by
     """Take a device's receipt. One that is none counts as a fault, and the device is asked again."""
     with ledger.write() as session:
         execution = _find(session, execution_id, node_id)
+        if _is_open(ledger, execution) and _is_past(session, execution, envelope):
+            return  # a duplicate of an answer after which the device is asked once more
         try:
             receipt = accept_receipt(envelope, execution)
         except ReceiptError as error:
             _fault(session, ledger, execution, f"the answer was not a receipt: {error}")
             return
         new = _OUTCOMES[receipt.outcome]
-        if not may_follow(ExecutionState(execution.state), new) or _is_past(session, execution, envelope):
-            return  # a duplicate of an answer that was taken
+        if not may_follow(ExecutionState(execution.state), new):
+            return  # a duplicate of the answer that was taken
+        if _is_early(ledger, execution, receipt):
+            _keep_past(session, ledger, execution, receipt, envelope)
+            if execution.handed_out:
+                execution.lease_until = ledger.clock() + _RETRY_SECONDS
+            return
         execution.handed_out = False
         execution.base_digest = receipt.model_digest_before[:64]
         execution.reason = "" if new == ExecutionState.SUCCEEDED else _reason_name(receipt.reason)
@@ -69,23 +78,19 @@ def _conclude(
 
 def _put_off(session: Session, ledger: Ledger, execution: Execution, receipt: pb.Receipt, envelope: bytes) -> bool:
     """True if this receipt is not the last word: there is another attempt, or a patch will come."""
-    request = execution.request
-    if request.state not in OPEN_REQUEST or request.expires_at <= ledger.clock():
+    if not _is_open(ledger, execution):
         return False
-    plan = RolloutPlan.model_validate(request.plan)
+    plan = RolloutPlan.model_validate(execution.request.plan)
+    # After a restored backup a device may be further than the ledger.
+    execution.attempt = max(execution.attempt, min(receipt.attempt, plan.max_attempts))
     no_samples = receipt.outcome == pb.OUTCOME_REJECTED and receipt.reason == pb.REASON_NO_FORGET_SAMPLES
     again = (
-        receipt.outcome == pb.OUTCOME_FAILED
-        and receipt.reason in _PASSING
-        and execution.attempt < plan.max_attempts
-        and execution.state in (ExecutionState.IN_PROGRESS, ExecutionState.QUEUED)
+        receipt.outcome == pb.OUTCOME_FAILED and receipt.reason in _PASSING and execution.attempt < plan.max_attempts
     )
     patchable = no_samples and plan.without_samples == "aggregate" and execution.patch_id is None
-    if not again and not (patchable and execution.state in (ExecutionState.IN_PROGRESS, ExecutionState.QUEUED)):
+    if not again and not patchable:
         return False
-    session.add(
-        PastReceipt(execution_id=execution.id, attempt=execution.attempt, envelope=envelope, received_at=ledger.clock())
-    )
+    _keep_past(session, ledger, execution, receipt, envelope)
     reason = f"{execution.reason}: {execution.detail}"
     if again:
         pause = plan.backoff(execution.attempt)
@@ -96,23 +101,36 @@ def _put_off(session: Session, ledger: Ledger, execution: Execution, receipt: pb
     return True
 
 
+def _is_open(ledger: Ledger, execution: Execution) -> bool:
+    """True if the device may be asked once more."""
+    request = execution.request
+    return execution.state in ACTIVE and request.state in OPEN_REQUEST and request.expires_at > ledger.clock()
+
+
+def _is_early(ledger: Ledger, execution: Execution, receipt: pb.Receipt) -> bool:
+    """True for the failure of an attempt that took so long that the next one was asked for meanwhile."""
+    earlier = max(receipt.attempt, 1) < execution.attempt
+    return earlier and receipt.outcome == pb.OUTCOME_FAILED and _is_open(ledger, execution)
+
+
+def _keep_past(session: Session, ledger: Ledger, execution: Execution, receipt: pb.Receipt, envelope: bytes) -> None:
+    attempt = min(max(receipt.attempt, 1), execution.attempt)
+    session.add(PastReceipt(execution_id=execution.id, attempt=attempt, envelope=envelope, received_at=ledger.clock()))
+
+
 def _keep_update(session: Session, ledger: Ledger, execution: Execution, receipt: pb.Receipt, body: bytes) -> None:
     """Keep what the device hands out for others, if its receipt names it byte for byte."""
+    request, base = execution.request, receipt.model_digest_before[:64]
     if not body or execution.state != ExecutionState.SUCCEEDED or len(body) > MAX_UPDATE_BYTES:
         return
     if sha256(body).digest() != receipt.update_digest or execution.patch_id is not None:
         return
-    if RolloutPlan.model_validate(execution.request.plan).without_samples != "aggregate":
+    if request.state not in OPEN_REQUEST or RolloutPlan.model_validate(request.plan).without_samples != "aggregate":
         return
-    if session.get(Update, execution.id) is None:
-        session.add(
-            Update(
-                execution_id=execution.id,
-                base_digest=receipt.model_digest_before[:64],
-                body=body,
-                received_at=ledger.clock(),
-            )
-        )
+    others = select(func.count()).select_from(Update).join(Execution, Execution.id == Update.execution_id)
+    kept = session.scalar(others.where(Execution.request_id == request.id, Update.base_digest == base)) or 0
+    if kept < MAX_UPDATES:
+        session.add(Update(execution_id=execution.id, base_digest=base, body=body, received_at=ledger.clock()))
 
 
 def _is_past(session: Session, execution: Execution, envelope: bytes) -> bool:
@@ -182,7 +200,8 @@ def _find(session: Session, execution_id: str, node_id: int) -> Execution:
         .with_for_update(of=Execution)
         .options(
             selectinload(Execution.device),
-            selectinload(Execution.request).selectinload(Request.fleet),
+            # Its target may name thousands of devices: nothing to read again with every receipt.
+            selectinload(Execution.request).options(selectinload(Request.fleet), defer(Request.target)),
         )
     )
     if execution is None or execution.device.node_id != str(node_id):

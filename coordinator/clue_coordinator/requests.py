@@ -1,6 +1,7 @@
 """What operators do with requests: plan, make, pause, resume, cancel and repeat them."""
 
 import json
+import math
 import secrets
 import uuid
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, Fleet, Request
 from clue_coordinator.plan import RolloutPlan, in_order, in_waves
 from clue_coordinator.states import FINAL_REQUEST, ExecutionState, RequestState
-from clue_coordinator.targets import Target
+from clue_coordinator.targets import MAX_DEVICES, Target
 from clue_protocol.envelope import REQUEST_TYPE, peek_message, sign_message
 from clue_protocol.v1 import forget_pb2 as pb
 
@@ -97,7 +98,7 @@ def create_request(ledger: Ledger, order: ForgetOrder, signer: Signer) -> str:
     with ledger.write() as session:
         if order.idempotency_key:
             # Before anything else: the same call again must have the same answer, whatever happened since.
-            known = session.scalar(select(Request.id).where(Request.idempotency_key == order.idempotency_key))
+            known = _known(session, order.idempotency_key)
             if known is not None:
                 return known
         now = ledger.clock()
@@ -229,6 +230,8 @@ def retry_request(
         ConflictError: there are none.
     """
     with ledger.read() as session:
+        if (known := _known(session, idempotency_key)) is not None:
+            return known
         request = require_request(session, request_id)
         failed = _unsuccessful(session, request)
         for name in devices:
@@ -236,6 +239,8 @@ def retry_request(
                 raise UsageError(f"'{name}' is no device on which request {request.id} ended without success")
         if not failed:
             raise ConflictError(f"request {request.id} did not end without success on any device: nothing to repeat")
+        if len(devices or failed) > MAX_DEVICES:
+            raise ConflictError(f"that is {len(devices or failed)} devices: name up to {MAX_DEVICES} at a time")
         order = order_of(request)
         # These have shown what they do: no canary again.
         plan = order.plan.model_copy(update={"canary_share": 0.0, "canary_count": 0})
@@ -248,6 +253,13 @@ def retry_request(
             retry_of=request.id,
         )
     return create_request(ledger, order, signer)
+
+
+def _known(session: Session, idempotency_key: str | None) -> str | None:
+    """The request that this call made when it was made before."""
+    if not idempotency_key:
+        return None
+    return session.scalar(select(Request.id).where(Request.idempotency_key == idempotency_key))
 
 
 def _unsuccessful(session: Session, request: Request) -> list[str]:
@@ -273,7 +285,8 @@ def order_of(request: Request) -> ForgetOrder:
         max_ua=request.max_ua,
         max_ra_drop=request.max_ra_drop,
         max_tries=message.policy.max_tries,
-        expires_in_seconds=request.expires_at - request.created_at,
+        # The deadline is a whole second; a request made anew must not have less time than it is allowed to have.
+        expires_in_seconds=float(math.ceil(request.expires_at - request.created_at)),
         created_by=request.created_by,
         target=Target.model_validate(request.target),
         plan=RolloutPlan.model_validate(request.plan),

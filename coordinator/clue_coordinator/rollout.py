@@ -7,7 +7,7 @@ agent answers a repeated request with the receipt it has.
 """
 
 from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, update
-from sqlalchemy.orm import Session, aliased, selectinload
+from sqlalchemy.orm import Session, aliased, defer, selectinload
 
 from clue_coordinator.executions import move
 from clue_coordinator.ledger import Ledger
@@ -57,18 +57,25 @@ def _due(session: Session, now: float, *, lock: bool = False) -> list[Execution]
     """What may be handed out, oldest request first; a device gets one thing at a time."""
     # Row locks exist on PostgreSQL only. What someone else holds right now can wait for the next lease.
     query = _query().with_for_update(of=Execution, skip_locked=True) if lock else _query()
-    found = list(
-        session.scalars(query.where(_again(now)).order_by(Execution.lease_until, Execution.device_pk).limit(_BATCH))
-    )
-    taken = {execution.device_pk for execution in found}
+    found, taken = [], set[int]()
+    again = query.where(_again(now)).order_by(Execution.lease_until, Execution.device_pk, Execution.id).limit(_BATCH)
+    for execution in session.scalars(again):
+        if execution.device_pk not in taken:
+            taken.add(execution.device_pk)
+            found.append(execution)
     requests = session.scalars(
         select(Request)
         .where(Request.state.in_(OPEN_REQUEST), Request.paused_at.is_(None), Request.expires_at > now)
+        .options(defer(Request.target))
         .order_by(Request.created_at, Request.sequence)
     )
     for request in requests:
+        if len(found) >= _BATCH:
+            break
+        if not request.counts.get(ExecutionState.QUEUED):
+            continue
         room = min(_BATCH - len(found), _room(session, request, now))
-        if room <= 0 or not request.counts.get(ExecutionState.QUEUED):
+        if room <= 0:
             continue
         ready = query.where(_startable(request, now)).order_by(Execution.wave, Execution.device_pk).limit(room)
         fresh = [execution for execution in session.scalars(ready) if execution.device_pk not in taken]
@@ -85,7 +92,8 @@ def _query() -> Select[Execution]:
         .where(Device.online, Device.retired_at.is_(None))
         .options(
             selectinload(Execution.device),
-            selectinload(Execution.request).selectinload(Request.fleet),
+            # Its target may name thousands of devices.
+            selectinload(Execution.request).options(selectinload(Request.fleet), defer(Request.target)),
         )
     )
 
@@ -132,7 +140,8 @@ def _room(session: Session, request: Request, now: float) -> int:
 
 def _hand_out(session: Session, ledger: Ledger, execution: Execution, now: float) -> dispatch_pb2.Assignment | None:
     request, patch = execution.request, execution.patch
-    recall = request.state in FINAL_REQUEST or execution.state == ExecutionState.TIMED_OUT
+    over = request.state in FINAL_REQUEST or request.expires_at <= now
+    recall = over or execution.state == ExecutionState.TIMED_OUT
     if execution.state == ExecutionState.QUEUED and not recall:
         quiet = quiet_until(RolloutPlan.model_validate(request.plan), execution.device.labels, now)
         if quiet is not None:

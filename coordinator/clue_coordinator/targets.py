@@ -11,6 +11,8 @@ from clue_coordinator.errors import UsageError
 from clue_coordinator.models import Device
 
 _CONDITION = re.compile(r"(?P<not>!)?(?P<key>[a-z0-9][a-z0-9_.-]*)(?:(?P<op>!=|==|=)(?P<value>[\w./:+-]*))?")
+# That a request may name one by one.
+MAX_DEVICES = 10_000
 
 
 class Selector:
@@ -48,7 +50,7 @@ class Target(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     where: str = ""
-    devices: Annotated[tuple[str, ...], Field(max_length=10_000)] = ()
+    devices: Annotated[tuple[str, ...], Field(max_length=MAX_DEVICES)] = ()
     continuous: bool = False
 
     def matches(self, device: Device) -> bool:

@@ -1,7 +1,7 @@
 """What time asks for: deadlines, devices that take too long, the next wave, abort rules."""
 
 from sqlalchemy import Select, and_, func, or_, select
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm import Session, defer, selectinload
 
 from clue_coordinator import patches
 from clue_coordinator.executions import active, finish_if_done, move, requeue, withdraw
@@ -31,7 +31,7 @@ def _unfinished() -> Select[Request]:
     return (
         select(Request)
         .where(or_(Request.state.in_(OPEN_REQUEST), Request.finished_at.is_(None)))
-        .options(selectinload(Request.fleet))
+        .options(selectinload(Request.fleet), defer(Request.target))
         .order_by(Request.created_at, Request.sequence)
     )
 
@@ -65,6 +65,8 @@ def _advance(session: Session, ledger: Ledger, request: Request, now: float) -> 
         return
     over = request.wave == 0 and request.paused_at is None and _canary_is_over(session, request)
     verdict = plan.verdict(request.counts, enough=over)
+    if over and _canary_was_removed(session, request):
+        verdict = "the canary was retired before it answered"
     if verdict and (active(request) or request.target.get("continuous")):
         withdraw(session, ledger, request, RequestState.ABORTED, f"aborted: {verdict}")
     elif over or (request.paused_at is None and _wave_is_due(request, plan, now)):
@@ -106,6 +108,14 @@ def _canary_is_over(session: Session, request: Request) -> bool:
         or_(Execution.state.in_([*set(ExecutionState) - ACTIVE]), Execution.waiting != ""),
     )
     return session.scalar(answered.limit(1)) is not None
+
+
+def _canary_was_removed(session: Session, request: Request) -> bool:
+    """True if no canary is left that could tell how the request goes: perhaps it was retired for what it told."""
+    left = select(Execution.id).where(
+        Execution.request_id == request.id, Execution.wave == 0, Execution.state != ExecutionState.REMOVED
+    )
+    return session.scalar(left.limit(1)) is None
 
 
 def _overdue(request: Request, plan: RolloutPlan, now: float) -> Select[Execution]:

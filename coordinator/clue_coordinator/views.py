@@ -149,7 +149,7 @@ def execution_view(execution: Execution) -> pb.ExecutionView:
         updated_at=stamp(execution.updated_at),
         wave=execution.wave,
         online=execution.device.online,
-        started_at=stamp(execution.started_at),
+        started_at=stamp(execution.started_at if execution.state != ExecutionState.QUEUED else None),
         finished_at=stamp(execution.finished_at),
         not_before=stamp(execution.not_before),
         ra_drop=execution.ra_drop,

@@ -1,6 +1,7 @@
 """A ledger with a clock that tests turn by hand, and devices that sign what they are told to."""
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from clue_protocol.v1 import dispatch_pb2
 from clue_protocol.v1 import forget_pb2 as pb
 
 SIGNER = CryptoSigner.generate_ed25519()
-DEVICE_KEYS = [CryptoSigner.generate_ed25519() for _ in range(3)]
+DEVICE_KEYS = [CryptoSigner.generate_ed25519() for _ in range(12)]
 
 
 @dataclass
@@ -38,10 +39,10 @@ class Fleet:
             fleet.add_device(index)
         return fleet
 
-    def add_device(self, index: int) -> None:
+    def add_device(self, index: int, **labels: str) -> None:
         key = f"ecdsa-sha2-nistp384 AAAA{index}"
         classes = ("bird", "cat", "owl") if index == 0 else ("bird", "cat")
-        document = Enrolment(f"cam-{index}", DEVICE_KEYS[index].public_key, key, classes, "00" * 32, "0.1.0")
+        document = Enrolment(f"cam-{index}", DEVICE_KEYS[index].public_key, key, classes, "00" * 32, "0.1.0", labels)
         enrol.check_new_device(self.ledger, "yard", document)
         # Node ids use all 64 bits.
         node = 2**64 - 100 + index
@@ -79,9 +80,30 @@ class Fleet:
         with self.ledger.read() as session:
             return list(session.query(Event).order_by(Event.id))
 
+    def answer(
+        self, assignment: dispatch_pb2.Assignment, update: bytes = b"", envelope: bytes | None = None, **fields: Any
+    ) -> str:
+        """The device that got this answers it; returns the state that its execution is in then."""
+        index = self.nodes.index(assignment.node_id)
+        if envelope is None:
+            digest = envelope_digest(assignment.request_envelope)
+            about = {"request_digest": digest, "attempt": assignment.attempt, "update_digest": b""}
+            if update:
+                about["update_digest"] = sha256(update).digest()
+            envelope = self.receipt(assignment.request_id, index, **(about | fields))
+        reports.report_receipt(self.ledger, assignment.execution_id, assignment.node_id, envelope, update)
+        with self.ledger.read() as session:
+            return str(session.get_one(Execution, assignment.execution_id).state)
+
+    def states(self, request_id: str) -> list[str]:
+        """States by device."""
+        return [e.state for e in self.request(request_id).executions]
+
     def receipt(self, request_id: str, index: int = 0, key: CryptoSigner | None = None, **fields: Any) -> bytes:
         """A receipt as device ``index`` would sign it; ``fields`` replace what it says."""
-        digest = envelope_digest(self.request(request_id).envelope)
+        digest = fields.get("request_digest")
+        if digest is None:
+            digest = envelope_digest(self.request(request_id).envelope)
         body: dict[str, Any] = {
             "request_id": request_id,
             "device_id": f"cam-{index}",

@@ -1,16 +1,11 @@
 """The rollout: every device that is asked ends in one final state, and only its own receipt makes it a success."""
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import databases
 import pytest
 from fleet_ledger import DEVICE_KEYS, SIGNER, Fleet
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from clue_coordinator import enrol, reports, requests, rollout
 from clue_coordinator.errors import ConflictError, CoordinatorError, UsageError
@@ -412,131 +407,3 @@ def test_a_file_that_is_no_ledger(tmp_path: Path) -> None:
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(CoordinatorError, match="cannot use the ledger"):
         Ledger(path)
-
-
-class RolloutMachine(RuleBasedStateMachine):
-    """Leases, reports and time in any order, two devices and up to three requests."""
-
-    kind = "sqlite"
-    devices = st.integers(0, 1)
-    picks = st.integers(0, 2)
-
-    @initialize()
-    def begin(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.fleet = Fleet.make(databases.new_url(self.kind, Path(self.folder.name)), 2)
-        self.requests: list[str] = []
-        self.seen: dict[str, ExecutionState] = {}
-        self.envelopes: dict[str, bytes] = {}
-
-    @rule()
-    def order(self) -> None:
-        if len(self.requests) < 3:
-            self.requests.append(self.fleet.order(expires_in_seconds=600))
-
-    @rule(online=st.sets(devices))
-    def lease(self, online: set[int]) -> None:
-        given = rollout.lease(self.fleet.ledger, [self.fleet.nodes[index] for index in online])
-        assert {self.fleet.nodes.index(a.node_id) for a in given} <= online
-        assert rollout.lease(self.fleet.ledger, [self.fleet.nodes[index] for index in online]) == []
-        for assignment in given:
-            request = self.fleet.request(assignment.request_id)
-            assert request.expires_at > self.fleet.now
-            [execution] = [e for e in request.executions if e.id == assignment.execution_id]
-            assert execution.lease_until == self.fleet.now + LEASE_SECONDS
-
-    @rule(seconds=st.sampled_from([1, 10, 40, LEASE_SECONDS, 400]))
-    def wait(self, seconds: float) -> None:
-        self.fleet.now += seconds
-        self.fleet.tick()
-
-    @rule(pick=picks, index=devices, outcome=st.sampled_from([1, 2, 3]))
-    def receipt(self, pick: int, index: int, outcome: pb.Outcome.ValueType) -> None:
-        if pick < len(self.requests):
-            self.fleet.report(self.requests[pick], index, outcome=outcome)
-
-    @rule(pick=picks, index=devices)
-    def forged_receipt(self, pick: int, index: int) -> None:
-        if pick < len(self.requests):
-            before = self.fleet.execution(self.requests[pick], index).receipt_envelope
-            forged = self.fleet.receipt(self.requests[pick], index, key=DEVICE_KEYS[1 - index])
-            self.fleet.report(self.requests[pick], index, envelope=forged)
-            assert self.fleet.execution(self.requests[pick], index).receipt_envelope == before
-
-    @rule(pick=picks, index=devices, unreachable=st.booleans())
-    def error(self, pick: int, index: int, unreachable: bool) -> None:
-        if pick < len(self.requests):
-            execution = self.fleet.execution(self.requests[pick], index)
-            node = self.fleet.nodes[index]
-            reports.report_error(self.fleet.ledger, execution.id, node, "error", unreachable=unreachable)
-
-    @rule(pick=picks, index=devices)
-    def progress(self, pick: int, index: int) -> None:
-        if pick < len(self.requests):
-            execution = self.fleet.execution(self.requests[pick], index)
-            reports.report_progress(self.fleet.ledger, execution.id, self.fleet.nodes[index], "working", 0.5)
-
-    @rule()
-    def restart(self) -> None:
-        rollout.release_all(self.fleet.ledger)
-
-    @invariant()
-    def states_change_only_as_they_may(self) -> None:
-        for request_id in getattr(self, "requests", []):
-            request = self.fleet.request(request_id)
-            for execution in request.executions:
-                new = ExecutionState(execution.state)
-                old = self.seen.setdefault(execution.id, ExecutionState.QUEUED)
-                # Two changes may lie between two looks; a final state is never left but by a late receipt.
-                if old in FINAL and old != new:
-                    assert old == ExecutionState.TIMED_OUT
-                    assert may_follow(old, new)
-                self.seen[execution.id] = new
-                assert execution.faults <= MAX_FAULTS
-                assert new != ExecutionState.IN_PROGRESS or execution.lease_until is not None
-                assert (execution.receipt_envelope is None) or is_verified(execution.receipt_envelope, execution)
-                if new in (ExecutionState.SUCCEEDED, ExecutionState.REJECTED):
-                    assert execution.receipt_envelope is not None
-                if execution.receipt_envelope is not None:
-                    kept = self.envelopes.setdefault(execution.id, execution.receipt_envelope)
-                    assert kept == execution.receipt_envelope
-            done = all(e.state in FINAL for e in request.executions)
-            assert (request.state == RequestState.COMPLETED) is done
-            assert (request.finished_at is not None) is done
-
-    @invariant()
-    def the_history_tells_the_same_story(self) -> None:
-        if not hasattr(self, "fleet"):
-            return
-        events = self.fleet.events()
-        assert [e.at for e in events] == sorted(e.at for e in events)
-        told: dict[tuple[str, str], ExecutionState] = {}
-        for event in events:
-            kind, _, state = event.kind.partition(".")
-            if kind == "execution":
-                key = (event.request_id, event.device_id)
-                new = ExecutionState(state.upper())
-                check_change(told.get(key, ExecutionState.QUEUED), new)
-                told[key] = new
-        for request_id in self.requests:
-            for index in (0, 1):
-                state_now = ExecutionState(self.fleet.execution(request_id, index).state)
-                assert told.get((request_id, f"cam-{index}"), ExecutionState.QUEUED) == state_now
-
-    def teardown(self) -> None:
-        if hasattr(self, "fleet"):
-            self.fleet.ledger.close()
-            self.folder.cleanup()
-
-
-class PostgresRolloutMachine(RolloutMachine):
-    """The same on PostgreSQL."""
-
-    kind = "postgresql"
-
-
-TestRolloutMachine = RolloutMachine.TestCase
-TestPostgresRolloutMachine = PostgresRolloutMachine.TestCase
-TestRolloutMachine.settings = TestPostgresRolloutMachine.settings = settings(
-    max_examples=12, stateful_step_count=15, deadline=None
-)
