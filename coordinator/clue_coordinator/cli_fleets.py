@@ -1,0 +1,68 @@
+"""``clue-coordinator fleet`` and ``history``."""
+
+from typing import Annotated
+
+import typer
+
+from clue_coordinator.cli_options import (
+    Home,
+    JsonFlag,
+    Limit,
+    complete_device,
+    complete_fleet,
+    complete_request,
+    operator_client,
+    print_json,
+)
+from clue_coordinator.plain import event_data, fleet_data
+
+fleet_app = typer.Typer(no_args_is_help=True, help="Make and list fleets.")
+
+
+@fleet_app.command("create")
+def fleet_create(
+    name: Annotated[str, typer.Argument(help="Name of the new fleet.")], home: Home = None, as_json: JsonFlag = False
+) -> None:
+    """Make an empty fleet."""
+    with operator_client(home) as client:
+        fleet = client.create_fleet(name)
+    if as_json:
+        print_json(fleet_data(fleet))
+    else:
+        print(f"fleet {name} is ready: add devices with 'clue-coordinator device add'")
+
+
+@fleet_app.command("list")
+def fleet_list(home: Home = None, as_json: JsonFlag = False) -> None:
+    """All fleets."""
+    with operator_client(home) as client:
+        fleets = client.list_fleets()
+    if as_json:
+        print_json([fleet_data(fleet) for fleet in fleets])
+        return
+    from clue_coordinator.render import fleets_table
+    from clue_coordinator.terminal import console
+
+    console().print(fleets_table(fleets) if fleets else "no fleets: make one with 'clue-coordinator fleet create'")
+
+
+def history(
+    home: Home = None,
+    request: Annotated[
+        str, typer.Option("--request", metavar="ID", help="Only this request.", autocompletion=complete_request)
+    ] = "",
+    device: Annotated[str, typer.Option("--device", help="Only this device.", autocompletion=complete_device)] = "",
+    fleet: Annotated[str, typer.Option("--fleet", help="Only this fleet.", autocompletion=complete_fleet)] = "",
+    limit: Limit = 100,
+    as_json: JsonFlag = False,
+) -> None:
+    """What happened, newest first: the ledger's append-only history."""
+    with operator_client(home) as client:
+        events = list(client.list_events(request_id=request, device_id=device, fleet=fleet, limit=limit))
+    if as_json:
+        print_json([event_data(event) for event in events])
+        return
+    from clue_coordinator.render import events_table
+    from clue_coordinator.terminal import console
+
+    console().print(events_table(events, hide=[*(["device"] if device else []), *(["request"] if request else [])]))
