@@ -3,8 +3,9 @@
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -140,23 +141,20 @@ def complete_states(states: "EnumTypeWrapper") -> Callable[[str], list[str]]:
     return lambda incomplete: [word for word in known if word.startswith(incomplete.lower())]
 
 
-def complete_role(incomplete: str) -> list[str]:
-    """Roles of tokens."""
-    return [role for role in ("viewer", "operator", "approver", "admin") if role.startswith(incomplete)]
-
-
 def _completions(
     context: click.Context, incomplete: str, ask: Callable[["OperatorClient"], Iterable[str]]
 ) -> list[str]:
-    # The callbacks did not run: what stands before on the line is known to the contexts only.
-    params = context.find_root().params
-    remote = Remote(params.get("server") or "", params.get("ca_file"), params.get("token_file"))
+    # The callbacks did not run, and what stands before on the line is text.
+    params, home = context.find_root().params, context.params.get("home")
+    ca_file, token_file = (Path(params[name]) if params.get(name) else None for name in ("ca_file", "token_file"))
+    remote = Remote() if home else Remote(params.get("server") or "", ca_file, token_file)
+    until = time.monotonic() + _COMPLETION_SECONDS
     try:
         from clue_coordinator.client import OperatorClient
 
-        home = context.params.get("home")
-        where = connection_for(home_folder(home), Remote() if home else remote)
+        where = connection_for(home_folder(Path(home) if home else None), remote)
         with OperatorClient(where, seconds=_COMPLETION_SECONDS) as client:
-            return list(islice((name for name in ask(client) if name.startswith(incomplete)), _COMPLETIONS))
-    except (CoordinatorError, ProtocolError, OSError, UnicodeError):
+            names = takewhile(lambda _: time.monotonic() < until, ask(client))
+            return list(islice((name for name in names if name.startswith(incomplete)), _COMPLETIONS))
+    except (CoordinatorError, ProtocolError, OSError, UnicodeError, RuntimeError):
         return []

@@ -1,6 +1,7 @@
 """Option values as people write them: ``7d``, ``5%``, ``50/min``, ``failed>10%``, ``22:00-06:00``."""
 
 import json
+import math
 import re
 
 from clue_coordinator.errors import UsageError
@@ -77,7 +78,7 @@ def parse_settings(settings: list[str]) -> str:
         if not equals or not name:
             raise UsageError(f"--set takes name=value, got '{setting}'")
         try:
-            values[name] = json.loads(text, parse_constant=_no_constant)
+            values[name] = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
         except (ValueError, RecursionError):
             values[name] = text
     return json.dumps(values, sort_keys=True) if values else ""
@@ -86,6 +87,12 @@ def parse_settings(settings: list[str]) -> str:
 def _no_constant(name: str) -> object:
     # NaN and Infinity are Python's, not JSON's.
     raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(text)
+    return number
 
 
 def execution_states(texts: list[str]) -> list[pb.ExecutionState.ValueType]:

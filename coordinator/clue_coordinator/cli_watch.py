@@ -45,7 +45,7 @@ def watch(
         again = command_line(home, "request", "watch", request_id)
         if isinstance(error, UnavailableError):
             print_error(error)
-        print(f"the request is not changed by that: look at it again with '{again}'", file=sys.stderr)
+        print(f"the request goes on without this window: watch it again with '{again}'", file=sys.stderr)
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
     console.print(request_page(view))
     return view

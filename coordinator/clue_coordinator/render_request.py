@@ -26,6 +26,7 @@ COLOURS = {
 _STATE_COLOURS = {"COMPLETED": "green", "ABORTED": "red", "CANCELED": "yellow"}
 _RANK = {"FAILED": 0, "TIMED_OUT": 1, "REJECTED": 2, "IN_PROGRESS": 3, "SUCCEEDED": 4, "QUEUED": 5}
 _NAMES = 6
+_NAME_COLUMNS = 32
 
 
 def request_word(view: pb.RequestView) -> str:
@@ -117,8 +118,9 @@ def _choose(executions: Sequence[pb.ExecutionView], room: int) -> list[pb.Execut
 
 def _live_rows(executions: Sequence[pb.ExecutionView]) -> Table:
     grid = Table.grid(padding=(0, 2))
-    for _ in range(2):
-        grid.add_column(no_wrap=True, overflow="ellipsis")
+    name = min(max(len(execution.device_id) for execution in executions), _NAME_COLUMNS)
+    for width in (name, max(map(len, COLOURS))):
+        grid.add_column(no_wrap=True, overflow="ellipsis", width=width)
     grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     for execution in executions:
         state = execution_state(execution)
