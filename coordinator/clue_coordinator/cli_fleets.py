@@ -1,4 +1,4 @@
-"""``clue-coordinator fleet`` and ``history``."""
+"""``clue-coordinator fleet``, ``status`` and ``history``."""
 
 from typing import Annotated
 
@@ -14,7 +14,8 @@ from clue_coordinator.cli_options import (
     operator_client,
     print_json,
 )
-from clue_coordinator.plain import event_data, fleet_data
+from clue_coordinator.cli_values import request_states
+from clue_coordinator.plain import event_data, fleet_data, status_data
 
 fleet_app = typer.Typer(no_args_is_help=True, help="Make and list fleets.")
 
@@ -44,6 +45,35 @@ def fleet_list(home: Home = None, as_json: JsonFlag = False) -> None:
     from clue_coordinator.terminal import console
 
     console().print(fleets_table(fleets) if fleets else "no fleets: make one with 'clue-coordinator fleet create'")
+
+
+def status(home: Home = None, as_json: JsonFlag = False) -> None:
+    """How the coordinator is; exit code 0 only if devices can connect and are asked."""
+    with operator_client(home) as client:
+        info = client.server_info()
+        online = [device.online for device in client.list_devices()]
+        views = list(client.list_requests(states=request_states(["scheduled", "in_progress"])))
+    data = status_data(info, len(online), sum(online), len(views))
+    if as_json:
+        print_json(data)
+    else:
+        from clue_coordinator.render import requests_table
+        from clue_coordinator.terminal import console
+
+        print(
+            f"coordinator {info.version}: devices {_works(info.superlink_running)} connect to {info.superlink_address}",
+            end="",
+        )
+        print(f" and {_works(info.dispatcher_running)} be asked")
+        print(f"{data['online']} of {data['devices']} device(s) online, {len(views)} open request(s)")
+        if views:
+            console().print(requests_table(views))
+    if not (info.superlink_running and info.dispatcher_running):
+        raise typer.Exit(1)
+
+
+def _works(it: bool) -> str:
+    return "can" if it else "CANNOT"
 
 
 def history(

@@ -242,8 +242,23 @@ class NewTokenData(TokenData):
     secret: Annotated[str | None, _says("the token itself, this once; null if --out keeps it")]
 
 
+@_exact
+class StatusData(TypedDict):
+    """How the coordinator is."""
+
+    version: Annotated[str, _says("of its software")]
+    superlink_running: Annotated[bool, _says("devices can connect")]
+    dispatcher_running: Annotated[bool, _says("devices are asked")]
+    superlink_address: Annotated[str, _says("where devices connect")]
+    metrics_url: Annotated[str, _says("for Prometheus")]
+    devices: Annotated[int, _says("devices in use")]
+    online: Annotated[int, _says("devices that are online")]
+    open_requests: Annotated[int, _says("requests that are SCHEDULED or IN_PROGRESS")]
+
+
 # Document -> the commands that print it. A list of them is marked with [].
 DOCUMENTS: dict[str, tuple[object, str]] = {
+    "status": (StatusData, "status"),
     "request": (RequestData, "request list [], request watch (one line each), request pause, resume, cancel and retry"),
     "request-with-devices": (RequestWithDevicesData, "forget, request show"),
     "plan": (PlanData, "forget --dry-run"),

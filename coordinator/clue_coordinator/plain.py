@@ -188,6 +188,20 @@ def plan_data(plan: pb.ForgetPlan) -> js.PlanData:
     }
 
 
+def status_data(info: pb.GetServerInfoResponse, devices: int, online: int, open_requests: int) -> js.StatusData:
+    """How the coordinator is."""
+    return {
+        "version": info.version,
+        "superlink_running": info.superlink_running,
+        "dispatcher_running": info.dispatcher_running,
+        "superlink_address": info.superlink_address,
+        "metrics_url": info.metrics_url,
+        "devices": devices,
+        "online": online,
+        "open_requests": open_requests,
+    }
+
+
 def fleet_data(fleet: pb.Fleet) -> js.FleetData:
     """A fleet."""
     return {

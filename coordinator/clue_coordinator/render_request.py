@@ -31,13 +31,17 @@ _NAME_COLUMNS = 32
 
 def request_word(view: pb.RequestView) -> str:
     """State of a request, and whether it is paused."""
-    return request_state(view) + (" (paused)" if view.paused else "")
+    return request_state(view) + (" (paused)" if _is_paused(view) else "")
+
+
+def _is_paused(view: pb.RequestView) -> bool:
+    return view.paused and request_state(view) in ("SCHEDULED", "IN_PROGRESS")
 
 
 def state_text(view: pb.RequestView) -> Text:
     """The same in a list, where there is room for one word."""
     state = request_state(view)
-    return Text("paused", "yellow") if view.paused else Text(state, _STATE_COLOURS.get(state, "cyan"))
+    return Text("paused", "yellow") if _is_paused(view) else Text(state, _STATE_COLOURS.get(state, "cyan"))
 
 
 def request_page(view: pb.RequestView) -> RenderableType:
@@ -147,7 +151,8 @@ def _note(execution: pb.ExecutionView, now: float) -> Text:
 def _why(execution: pb.ExecutionView) -> str:
     """Reason and detail, unless the one says the other."""
     reason, detail = execution.reason, execution.detail
-    return detail if detail.upper().startswith(reason) else f"{reason}: {detail}" if detail else reason
+    says_it = not reason or reason in ("CANCELED", "ABORTED")
+    return detail if detail and says_it else f"{reason}: {detail}" if detail else reason
 
 
 def _accuracies(receipt: forget_pb2.Receipt) -> str:
@@ -179,7 +184,7 @@ def _title(view: pb.RequestView, verb: str) -> Text:
         (f"{verb} ", "bold"),
         (view.forget_class, "bold magenta"),
         (f" on {view.fleet}  ", "bold"),
-        (state, _STATE_COLOURS.get(request_state(view), "yellow" if view.paused else "cyan")),
+        (state, _STATE_COLOURS.get(request_state(view), "yellow" if _is_paused(view) else "cyan")),
         f"  {view.request_id}",
     )
 
@@ -228,7 +233,7 @@ def _plan(view: pb.RequestView) -> Iterator[Text]:
 def _waits(view: pb.RequestView) -> Iterator[Text]:
     if view.HasField("finished_at"):
         return
-    if view.paused:
+    if _is_paused(view):
         yield Text(f"paused: no device begins until 'request resume {view.request_id[:8]}'", "yellow")
     over = request_state(view) in ("ABORTED", "CANCELED")
     if over and view.counts.get("IN_PROGRESS", 0):

@@ -199,6 +199,19 @@ def test_devices(run: Run, home: House) -> None:
     assert "local-admin" in shown
 
 
+def test_status_says_whether_devices_are_reached(run: Run, home: House) -> None:
+    request_id, _ = staged(home, 12)
+    result = run("status")
+    assert result.code == 1  # neither SuperLink nor dispatcher runs here
+    assert "devices CANNOT connect" in result.out
+    assert "11 of 12 device(s) online, 1 open request(s)" in result.out
+    assert request_id[:8] in result.out
+    home.service._flower.superlink_running = home.service._keeper.running = True
+    result = run("status", "--json")
+    assert result.code == 0
+    assert checked(json_types.StatusData, result.out)["online"] == 11
+
+
 # JSON
 
 

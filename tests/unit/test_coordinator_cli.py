@@ -126,6 +126,7 @@ COMMANDS: list[tuple[str, ...]] = [
     ("device", "label", "cam-1", "a=b"),
     ("device", "retire", "cam-1", "--yes"),
     ("history",),
+    ("status",),
     ("token", "list"),
     ("forget", "--class", "bird", "--fleet", "yard", "--dry-run"),
 ]
