@@ -22,6 +22,7 @@ from test_coordinator_cli import Result, one_line
 from clue_coordinator import cli, json_types, reports
 from clue_coordinator.plan import parse_plan
 from clue_coordinator.server import OperatorServer
+from clue_coordinator.states import ExecutionState, RequestState, may_follow
 from clue_protocol.v1 import dispatch_pb2
 from clue_protocol.v1 import forget_pb2 as pb
 
@@ -262,6 +263,15 @@ def test_the_pages_of_the_documentation_are_fresh() -> None:
     generate = Path(__file__).parents[2] / "docs" / "generate_json.py"
     done = subprocess.run([sys.executable, str(generate), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_guide_says_which_state_may_follow_which() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "fleet.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([A-Z_]+)` \|.*\|([^|]*)\|$", guide.split("Of a request on one device:")[1], re.MULTILINE)
+    said = {state: set(re.findall(r"`([A-Z_]+)`", after)) for state, after in rows}
+    assert said == {old: {new for new in ExecutionState if may_follow(old, new)} for old in ExecutionState}
+    rows = re.findall(r"^\| `([A-Z_]+)` \|", guide.split("Of a request:")[1].split("Of a request on")[0], re.MULTILINE)
+    assert set(rows) == set(RequestState)
 
 
 # Watching
