@@ -67,7 +67,8 @@ def status(home: Home = None, as_json: JsonFlag = False) -> None:
         print(f" and {_works(info.dispatcher_running)} be asked")
         print(f"{data['online']} of {data['devices']} device(s) online, {len(views)} open request(s)")
         if views:
-            console().print(requests_table(views))
+            out = console()
+            out.print(requests_table(views, out.width))
     if not (info.superlink_running and info.dispatcher_running):
         raise typer.Exit(1)
 

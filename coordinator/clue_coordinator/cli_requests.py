@@ -53,7 +53,8 @@ def request_list(
     from clue_coordinator.render import requests_table
     from clue_coordinator.terminal import console
 
-    console().print(requests_table(views) if views else "no requests")
+    out = console()
+    out.print(requests_table(views, out.width) if views else "no requests")
 
 
 @request_app.command("show")

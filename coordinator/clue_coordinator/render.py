@@ -13,10 +13,11 @@ from clue_protocol.v1 import operator_pb2 as pb
 
 _PLAN_DEVICES = 8
 _SHORT_ID = 8
+_WHOLE_ID_COLUMNS = 110
 
 
-def requests_table(views: Iterable[pb.RequestView]) -> Table:
-    """Requests, a line each."""
+def requests_table(views: Iterable[pb.RequestView], columns: int) -> Table:
+    """Requests, a line each; their whole ids where there is room."""
     found = table(
         *("request", "asked (UTC)", "fleet", "class", "state", "succeeded", "bad", "open"),
         right=("succeeded", "bad", "open"),
@@ -27,7 +28,7 @@ def requests_table(views: Iterable[pb.RequestView]) -> Table:
         failed = sum(counts.get(state, 0) for state in ("FAILED", "REJECTED", "TIMED_OUT"))
         left = counts.get("QUEUED", 0) + counts.get("IN_PROGRESS", 0)
         found.add_row(
-            view.request_id[:_SHORT_ID],
+            view.request_id[:_SHORT_ID] if columns < _WHOLE_ID_COLUMNS else view.request_id,
             minute_text(view.created_at),
             view.fleet,
             view.forget_class,
