@@ -3,7 +3,7 @@
 Some devices may be hostile, or merely broken. With n updates that can be read and fit, of which fewer than n / 2 are
 hostile, tensor by tensor (u_it is what device i adds to tensor t)::
 
-    agree(i, j) = min(cos(u_i, u_j), min over t of cos(u_it, u_jt))   t: median over i of |u_it|^2 / |u_i|^2 >= 1 %
+    agree(i, j) = min(cos(u_i, u_j), min over t of cos(u_it, u_jt))   t: median over i of |u_it|^2 / |u_i|^2 >= 5 %
     kept        = { i : agree(i, j) >= agreement for more than n / 2 of all j, i itself among them }
     u'_it       = u_it * min(1, clip * median over kept of |u_jt| / |u_it|)
     w_i         = min(samples_i, samples_cap * median over kept of samples_j)
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.floating[Any]]
 
 # Tensors with less of the change do not vote: a bias of ten numbers is noise. The clip bounds them all the same.
-_VOTING_ENERGY = 0.01
+_VOTING_ENERGY = 0.05
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class AggregationSettings:
     """
 
     min_devices: int = 3
-    agreement: float = 0.3
+    agreement: float = 0.4
     clip: float = 1.5
     samples_cap: float = 2.0
     max_devices: int = 100
@@ -285,7 +285,7 @@ def weighted_mean(updates: "Mapping[str, Update]", weights: Mapping[str, float])
     replies = []
     for name in names:
         metrics = MetricRecord({"num-examples": float(weights[name])})
-        # Without metadata a message asks for the Flower run that it is part of. There is none.
+        # Without metadata a message asks for the Flower run it belongs to. There is none; FedAvg reads the content.
         nowhere = Metadata(0, "", 0, 0, "", "", 0.0, 1.0, "train")
         content = RecordDict({"arrays": records[name], "metrics": metrics})
         replies.append(Message(content=content, metadata=nowhere))  # type: ignore[call-overload]

@@ -10,6 +10,7 @@ from clue_coordinator.errors import ConflictError, UsageError
 from clue_coordinator.executions import add_execution, finish_if_done, move
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, Request
+from clue_coordinator.quiet import TIMEZONE_LABEL, is_timezone
 from clue_coordinator.states import ACTIVE, OPEN_REQUEST, ExecutionState
 from clue_coordinator.targets import Target
 from clue_protocol.documents import MAX_LABELS, check_label
@@ -57,6 +58,8 @@ def merged_labels(labels: Mapping[str, str], more: Mapping[str, str]) -> dict[st
     try:
         for key, value in more.items():
             check_label(key, value)
+            if key == TIMEZONE_LABEL and not is_timezone(value):
+                raise UsageError(f"label {key}={value} is no time zone: give a name such as Europe/Paris")
     except DocumentError as error:
         raise UsageError(str(error)) from None
     merged = {**labels, **more}

@@ -85,7 +85,13 @@ class DispatchService(dispatch_pb2_grpc.DispatchServiceServicer):
 def serve(service: DispatchService, socket: Path) -> grpc.Server:
     """Start the service on ``socket``; the caller stops it."""
     socket.unlink(missing_ok=True)
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="dispatch"))
+    # Reports carry updates; gRPC's own limit is 4 MiB.
+    options = [
+        ("grpc.max_receive_message_length", reports.MAX_UPDATE_BYTES + 2**20),
+        ("grpc.max_send_message_length", -1),
+    ]
+    workers = futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="dispatch")
+    server = grpc.server(workers, options=options)
     dispatch_pb2_grpc.add_DispatchServiceServicer_to_server(service, server)
     server.add_insecure_port(f"unix:{socket}")
     server.start()

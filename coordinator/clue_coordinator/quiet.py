@@ -30,6 +30,15 @@ def quiet_until(plan: RolloutPlan, labels: dict[str, str], now: float) -> float 
     return max(ends.timestamp(), now + 1.0)
 
 
+def is_timezone(name: str) -> bool:
+    """True if this machine knows the time zone."""
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, KeyError):
+        return False
+    return True
+
+
 @lru_cache(maxsize=1024)
 def _zone(name: str) -> ZoneInfo:
     try:

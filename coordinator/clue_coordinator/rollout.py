@@ -24,6 +24,8 @@ LEASE_SECONDS = 150.0
 POLL_SECONDS = 0.5
 # Executions handed out in one transaction: others want to write too.
 _BATCH = 256
+# And with them so much of patches, about: an answer must fit into a message.
+_BATCH_BYTES = 16 * 2**20
 # What a device that came late is still asked for after the deadline.
 _RECALL_SECONDS = 30 * 86400.0
 
@@ -39,11 +41,15 @@ def lease(ledger: Ledger, online_nodes: list[int]) -> list[dispatch_pb2.Assignme
     with ledger.write() as session:
         note_presence(session, ledger, online, now)
         session.flush()
-        assignments = []
+        assignments: list[dispatch_pb2.Assignment] = []
+        size = 0
         for execution in _due(session, now, lock=True):
             assignment = _hand_out(session, ledger, execution, now)
             if assignment is not None:
                 assignments.append(assignment)
+                size += len(assignment.patch)
+            if size > _BATCH_BYTES:
+                break
         return assignments
 
 

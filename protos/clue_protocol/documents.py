@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from securesystemslib.signer import Key
 
@@ -19,9 +18,10 @@ ENROLMENT_FORMAT = "clue-enrolment/1"
 TRUST_FORMAT = "clue-trust/1"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _MAX_BYTES = 256 * 1024
+# Of one device.
 MAX_LABELS = 32
-_LABEL_KEY = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?")
-_LABEL_VALUE = re.compile(r"[A-Za-z0-9_./:+-]{1,63}")
+_LABEL_KEY = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?\Z")
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9_./:+-]{1,63}\Z")
 
 
 def check_name(kind: str, name: str) -> str:
@@ -34,16 +34,22 @@ def check_name(kind: str, name: str) -> str:
 
 
 def check_label(key: str, value: str) -> None:
-    """DocumentError unless this may label a device; the value of ``timezone`` must be the name of a time zone."""
-    if not _LABEL_KEY.fullmatch(key):
-        raise DocumentError(f"label {key!r} must be 1-63 of a-z, 0-9, '_', '.' and '-', beginning and ending with none")
-    if not _LABEL_VALUE.fullmatch(value):
-        raise DocumentError(f"label {key}={value!r}: a value is 1-63 letters, digits and any of _ . / : + -")
-    if key == "timezone":
-        try:
-            ZoneInfo(value)
-        except (ValueError, OSError, KeyError):
-            raise DocumentError(f"label timezone={value!r} is no time zone: give a name such as Europe/Paris") from None
+    """DocumentError unless a device may carry the label ``key`` with ``value``; it says what is allowed."""
+    if not _LABEL_KEY.match(key):
+        raise DocumentError(
+            f"label key {key!r} must be 1-63 small letters, digits, '.', '_' or '-', beginning and ending with a "
+            "letter or digit"
+        )
+    if not _LABEL_VALUE.match(value):
+        raise DocumentError(f"value {value!r} of label {key!r} must be 1-63 letters, digits or any of _ . / : + -")
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """:func:`check_label` for each, and there must not be too many."""
+    if len(labels) > MAX_LABELS:
+        raise DocumentError(f"a device has at most {MAX_LABELS} labels, got {len(labels)}")
+    for key, value in labels.items():
+        check_label(key, value)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class Enrolment:
         classes: class names of its model.
         model_digest: digest of its model bundle.
         software_version: of the agent.
-        labels: what the device says of itself ("site", "hw", "timezone"); the operator may change them.
+        labels: what its owner says of it, such as ``site``, and what it can tell by itself: ``timezone``, ``hw``.
+            Absent in documents of before.
     """
 
     device_id: str
@@ -143,18 +150,6 @@ class Trust:
         )
 
 
-def _labels(data: dict[str, Any]) -> dict[str, str]:
-    """The labels of a document; agents of the first form gave none."""
-    labels = data.get("labels", {})
-    if not isinstance(labels, dict) or len(labels) > MAX_LABELS:
-        raise DocumentError(f"labels must be an object with at most {MAX_LABELS} entries")
-    for key, value in labels.items():
-        if not isinstance(value, str):
-            raise DocumentError(f"label {key!r} must have a text as its value")
-        check_label(key, value)
-    return labels
-
-
 def _dump(form: str, **fields: Any) -> str:
     return json.dumps({"format": form, **fields}, indent=2, sort_keys=True) + "\n"
 
@@ -185,4 +180,12 @@ def _texts(data: dict[str, Any], name: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-__all__ = ["Enrolment", "Trust", "check_name"]
+def _labels(data: dict[str, Any]) -> dict[str, str]:
+    value = data.get("labels", {})
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise DocumentError("labels must be an object of texts")
+    check_labels(value)
+    return value
+
+
+__all__ = ["MAX_LABELS", "Enrolment", "Trust", "check_label", "check_labels", "check_name"]

@@ -100,7 +100,7 @@ class Installation:
         wait_for(ready, READY_SECONDS, "the coordinator to answer")
         return process.pid
 
-    def add_device(self, name: str, model: Path, samples: Path, holdout: Path) -> None:
+    def add_device(self, name: str, model: Path, samples: Path, holdout: Path, *options: str) -> None:
         """Set up a device and admit it; its agent is not started. It gets copies of the images, which are its own."""
         home = self.device(name)
         samples = Path(shutil.copytree(samples, self.root / f"{name}-samples"))
@@ -108,7 +108,7 @@ class Installation:
         succeed(
             self.agent(
                 *("init", "--device", name, "--home", str(home), "--model", str(model)),
-                *("--samples", str(samples), "--holdout", str(holdout)),
+                *("--samples", str(samples), "--holdout", str(holdout), *options),
             )
         )
         answer = home / "answer.json"
