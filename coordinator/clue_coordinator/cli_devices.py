@@ -1,17 +1,23 @@
 """``clue-coordinator device``: admit, look at, label and retire devices."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from clue_coordinator import render
-from clue_coordinator.cli_options import Home, JsonFlag, complete_device, complete_fleet, operator_client, write_file
+from clue_coordinator.cli_options import (
+    Home,
+    JsonFlag,
+    complete_device,
+    complete_fleet,
+    operator_client,
+    print_json,
+    write_file,
+)
 from clue_coordinator.cli_values import parse_labels
 from clue_coordinator.errors import UsageError
+from clue_coordinator.plain import device_data, full_device_data
+from clue_protocol.v1 import operator_pb2 as pb
 
 device_app = typer.Typer(no_args_is_help=True, help="Admit, list, label and retire devices.")
 
@@ -27,6 +33,7 @@ def device_add(
     label: Annotated[
         list[str] | None, typer.Option("--label", help="key=value; may be repeated. Wins over what the device says.")
     ] = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """Admit a device; writes the document for 'clue-agent trust'."""
     labels = parse_labels("--label", label or [])
@@ -36,10 +43,13 @@ def device_add(
         raise UsageError(f"cannot read {document}: {getattr(error, 'strerror', None) or error}") from None
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent} is not a folder")
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder: name a file in it")
     with operator_client(home) as client:
         answer = client.add_device(fleet, text, labels)
     write_file(out, answer.trust_json)
-    print(f"device {answer.device.device_id} is in fleet {fleet}; give {out} to 'clue-agent trust'")
+    line = f"device {answer.device.device_id} is in fleet {fleet}; give {out} to 'clue-agent trust'"
+    _changed(answer.device, line, as_json)
 
 
 @device_app.command("list")
@@ -55,15 +65,12 @@ def device_list(
     with operator_client(home) as client:
         devices = list(client.list_devices(fleet, where=where, online=online, retired=retired))
     if as_json:
-        print(json.dumps([render.enrolled_device_data(d) for d in devices], indent=2))
+        print_json([device_data(d) for d in devices])
         return
-    table = Table("device", "fleet", "online", "last seen", "labels", "model", "version", header_style="bold")
-    for d in devices:
-        here = "retired" if d.HasField("retired_at") else "yes" if d.online else "no"
-        labels = " ".join(f"{key}={value}" for key, value in sorted(d.labels.items()))
-        seen = render.time_text(d.last_seen) if d.HasField("last_seen") else "never"
-        table.add_row(d.device_id, d.fleet, here, seen, labels, d.model_digest[:12], d.software_version)
-    Console().print(table)
+    from clue_coordinator.render import devices_table
+    from clue_coordinator.terminal import console
+
+    console().print(devices_table(devices) if devices else "no devices")
 
 
 @device_app.command("show")
@@ -73,10 +80,12 @@ def device_show(device_id: DeviceId, home: Home = None, as_json: JsonFlag = Fals
         device = client.get_device(device_id)
         events = list(client.list_events(device_id=device_id, limit=20))
     if as_json:
-        data = render.enrolled_device_data(device) | {"events": [render.event_data(event) for event in events]}
-        print(json.dumps(data, indent=2))
+        print_json(full_device_data(device, events))
         return
-    Console().print(render.device_table(device, events))
+    from clue_coordinator.render import device_page
+    from clue_coordinator.terminal import console
+
+    console().print(device_page(device, events))
 
 
 @device_app.command("label")
@@ -84,13 +93,15 @@ def device_label(
     device_id: DeviceId,
     labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE|KEY-...", help="Set KEY=VALUE; remove with KEY-.")],
     home: Home = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """Set and remove labels: 'site=paris timezone=Europe/Paris old-'."""
     removals = [text for text in labels if text.endswith("-") and "=" not in text]
     given = parse_labels("a label", [text for text in labels if text not in removals])
     with operator_client(home) as client:
         device = client.label_device(device_id, given, [text[:-1] for text in removals])
-    print(f"{device.device_id}: " + (" ".join(f"{k}={v}" for k, v in sorted(device.labels.items())) or "no labels"))
+    shown = " ".join(f"{k}={v}" for k, v in sorted(device.labels.items())) or "no labels"
+    _changed(device, f"{device.device_id}: {shown}", as_json)
 
 
 @device_app.command("retire")
@@ -98,10 +109,22 @@ def device_retire(
     device_id: DeviceId,
     home: Home = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Take a device out for good: it gets nothing any more and can no longer connect."""
-    if not yes and not typer.confirm(f"retire {device_id}? It cannot come back under this name", default=False):
-        raise typer.Exit(1)
     with operator_client(home) as client:
+        # Looked up first: nobody should confirm a name that does not exist.
+        client.get_device(device_id)
+        if not yes and not typer.confirm(
+            f"retire {device_id}? It cannot come back under this name", default=False, err=True
+        ):
+            raise typer.Exit(1)
         device = client.retire_device(device_id)
-    print(f"device {device.device_id} is retired; its receipts and history stay")
+    _changed(device, f"device {device.device_id} is retired; its receipts and history stay", as_json)
+
+
+def _changed(device: pb.Device, line: str, as_json: bool) -> None:
+    if as_json:
+        print_json(device_data(device))
+    else:
+        print(line)

@@ -4,10 +4,16 @@ import uuid
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from clue_coordinator import render
-from clue_coordinator.cli_options import Home, JsonFile, check_writable, complete_fleet, operator_client, write_json
+from clue_coordinator.cli_options import (
+    Home,
+    JsonFile,
+    check_writable,
+    complete_device,
+    complete_fleet,
+    operator_client,
+    write_json,
+)
 from clue_coordinator.cli_values import (
     parse_canary,
     parse_duration,
@@ -16,8 +22,8 @@ from clue_coordinator.cli_values import (
     parse_rule,
     parse_settings,
 )
-from clue_coordinator.cli_watch import all_succeeded, watch
 from clue_coordinator.errors import UsageError
+from clue_coordinator.plain import full_request_data, plan_data
 from clue_protocol.v1 import forget_pb2
 from clue_protocol.v1 import operator_pb2 as pb
 
@@ -36,7 +42,12 @@ def forget(
     ] = "",
     device: Annotated[
         list[str] | None,
-        typer.Option("--device", help="Only this device; may be repeated.", rich_help_panel=_WHICH),
+        typer.Option(
+            "--device",
+            help="Only this device; may be repeated.",
+            rich_help_panel=_WHICH,
+            autocompletion=complete_device,
+        ),
     ] = None,
     continuous: Annotated[
         bool,
@@ -53,7 +64,9 @@ def forget(
     ] = "",
     growth: Annotated[
         float,
-        typer.Option("--growth", min=1, help="Every wave is so many times the one before.", rich_help_panel=_HOW),
+        typer.Option(
+            "--growth", min=1, max=100, help="Every wave is so many times the one before.", rich_help_panel=_HOW
+        ),
     ] = 1.0,
     abort_if: Annotated[
         list[str] | None,
@@ -65,7 +78,9 @@ def forget(
     ] = None,
     after: Annotated[
         int,
-        typer.Option("--after", min=0, help="Abort only once so many have answered.", rich_help_panel=_HOW),
+        typer.Option(
+            "--after", min=0, max=1_000_000, help="Abort only once so many have answered.", rich_help_panel=_HOW
+        ),
     ] = 0,
     timeout: Annotated[
         str,
@@ -118,7 +133,7 @@ def forget(
             "--set", help="Hyper-parameter of the method, name=value; may be repeated.", rich_help_panel=_POLICY
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, rich_help_panel=_POLICY)] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**64 - 1, rich_help_panel=_POLICY)] = 0,
     max_ua: Annotated[
         float,
         typer.Option(
@@ -190,18 +205,22 @@ def forget(
         if dry_run:
             plan = client.plan(call)
             if not quiet:
-                Console().print(render.plan_table(plan))
+                from clue_coordinator.render import plan_page
+                from clue_coordinator.terminal import console
+
+                console().print(plan_page(plan))
             if json_file is not None:
-                write_json(json_file, render.plan_data(plan))
+                write_json(json_file, plan_data(plan))
             return
         view = client.forget(call)
         if not quiet:
             number = sum(view.counts.values())
             print(f"request {view.request_id}: {number} device(s) of {fleet} will forget '{forget_class}'")
         if wait:
-            view = watch(client.follow_request(view.request_id), quiet=quiet)
+            from clue_coordinator.cli_watch import watch
+
+            view = watch(client, view.request_id, home, quiet=quiet)
         if json_file is not None:
-            executions = list(client.list_executions(view.request_id))
-            write_json(json_file, render.request_data(view, executions))
-        if wait and not all_succeeded(view):
+            write_json(json_file, full_request_data(view, list(client.list_executions(view.request_id))))
+        if wait and view.counts.get("SUCCEEDED", 0) != sum(view.counts.values()):
             raise typer.Exit(1)

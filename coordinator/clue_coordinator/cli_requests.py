@@ -1,17 +1,23 @@
 """``clue-coordinator request``: look at requests and control them."""
 
-import json
 import uuid
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from clue_coordinator import render
-from clue_coordinator.cli_options import Home, JsonFlag, complete_fleet, complete_request, operator_client
+from clue_coordinator.cli_options import (
+    Home,
+    JsonFlag,
+    Limit,
+    complete_device,
+    complete_fleet,
+    complete_request,
+    complete_states,
+    operator_client,
+    print_json,
+)
 from clue_coordinator.cli_values import execution_states, request_states
-from clue_coordinator.cli_watch import all_succeeded, watch
+from clue_protocol.v1 import operator_pb2 as pb
 
 request_app = typer.Typer(no_args_is_help=True, help="Look at forget requests and control them.")
 
@@ -26,8 +32,13 @@ _ROWS = 50
 def request_list(
     home: Home = None,
     fleet: Annotated[str, typer.Option("--fleet", help="Only this fleet.", autocompletion=complete_fleet)] = "",
-    state: Annotated[list[str] | None, typer.Option("--state", help="Only this state; may be repeated.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="So many at most.")] = 100,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--state", help="Only this state; may be repeated.", autocompletion=complete_states(pb.RequestState)
+        ),
+    ] = None,
+    limit: Limit = 100,
     as_json: JsonFlag = False,
 ) -> None:
     """Requests, newest first."""
@@ -35,14 +46,15 @@ def request_list(
     with operator_client(home) as client:
         views = list(client.list_requests(fleet, states=states, limit=limit))
     if as_json:
-        print(json.dumps([render.request_data(view) for view in views], indent=2))
+        from clue_coordinator.plain import request_data
+
+        print_json([request_data(view) for view in views])
         return
-    table = Table("request", "fleet", "class", "state", "succeeded", "created", header_style="bold")
-    for view in views:
-        created = view.created_at.ToDatetime().strftime("%Y-%m-%d %H:%M:%S")
-        done = f"{view.counts.get('SUCCEEDED', 0)} of {sum(view.counts.values())}"
-        table.add_row(view.request_id, view.fleet, view.forget_class, render.request_word(view), done, created)
-    Console().print(table)
+    from clue_coordinator.render import requests_table
+    from clue_coordinator.terminal import console
+
+    out = console()
+    out.print(requests_table(views, out.width) if views else "no requests")
 
 
 @request_app.command("show")
@@ -50,7 +62,12 @@ def request_show(
     request_id: RequestId,
     home: Home = None,
     state: Annotated[
-        list[str] | None, typer.Option("--state", help="Only devices in this state; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--state",
+            help="Only devices in this state; may be repeated.",
+            autocompletion=complete_states(pb.ExecutionState),
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help=f"All devices, not the {_ROWS} most telling ones.")] = False,
     as_json: JsonFlag = False,
@@ -62,48 +79,62 @@ def request_show(
         if as_json or everything or states:
             executions = list(client.list_executions(view.request_id, states=states))
             if as_json:
-                print(json.dumps(render.request_data(view, executions), indent=2))
+                from clue_coordinator.plain import full_request_data
+
+                print_json(full_request_data(view, executions))
                 return
             del view.executions[:]
             view.executions.extend(executions)
-    Console().print(render.request_table(view))
+    from clue_coordinator.render_request import request_page
+    from clue_coordinator.terminal import console
+
+    console().print(request_page(view))
 
 
 @request_app.command("watch")
-def request_watch(request_id: RequestId, home: Home = None) -> None:
+def request_watch(request_id: RequestId, home: Home = None, as_json: JsonFlag = False) -> None:
     """Show progress until every device has answered; exit code 0 only if all succeeded.
 
-    Goes on by itself when the coordinator is restarted.
+    Goes on by itself when the coordinator is restarted. With --json it prints a line for every change.
     """
+    from clue_coordinator.cli_watch import all_succeeded, watch
+
     with operator_client(home) as client:
-        if not all_succeeded(watch(client.follow_request(request_id))):
+        # Its whole id, so that a request made later cannot make the given one ambiguous.
+        whole = client.get_request(request_id, executions=1).request_id
+        if not all_succeeded(watch(client, whole, home, as_json=as_json)):
             raise typer.Exit(1)
 
 
 @request_app.command("cancel")
-def request_cancel(request_id: RequestId, home: Home = None, comment: Comment = "") -> None:
+def request_cancel(request_id: RequestId, home: Home = None, comment: Comment = "", as_json: JsonFlag = False) -> None:
     """No device begins any more; what has begun finishes, and its receipt counts."""
     with operator_client(home) as client:
         view = client.cancel_request(request_id, comment)
     left = view.counts.get("IN_PROGRESS", 0) + view.counts.get("QUEUED", 0)
     tail = f"; {left} device(s) may have begun and are asked for their answer" if left else ""
-    print(f"request {view.request_id} is cancelled: {view.counts.get('CANCELED', 0)} device(s) will not begin{tail}")
+    canceled = view.counts.get("CANCELED", 0)
+    _changed(view, f"request {view.request_id} is cancelled: {canceled} device(s) will not begin{tail}", as_json)
 
 
 @request_app.command("pause")
-def request_pause(request_id: RequestId, home: Home = None, comment: Comment = "") -> None:
+def request_pause(request_id: RequestId, home: Home = None, comment: Comment = "", as_json: JsonFlag = False) -> None:
     """No device begins until the request is resumed; the deadline stays."""
     with operator_client(home) as client:
         view = client.pause_request(request_id, comment)
-    print(f"request {view.request_id} is paused: go on with 'clue-coordinator request resume {view.request_id}'")
+    busy = view.counts.get("IN_PROGRESS", 0)
+    tail = f"; {busy} device(s) that have begun finish" if busy else ""
+    resume = f"go on with 'clue-coordinator request resume {view.request_id}'"
+    _changed(view, f"request {view.request_id} is paused{tail}: {resume}", as_json)
 
 
 @request_app.command("resume")
-def request_resume(request_id: RequestId, home: Home = None, comment: Comment = "") -> None:
+def request_resume(request_id: RequestId, home: Home = None, comment: Comment = "", as_json: JsonFlag = False) -> None:
     """Go on with a paused request."""
     with operator_client(home) as client:
         view = client.resume_request(request_id, comment)
-    print(f"request {view.request_id} goes on")
+    waiting = view.counts.get("QUEUED", 0)
+    _changed(view, f"request {view.request_id} goes on: {waiting} device(s) have not begun", as_json)
 
 
 @request_app.command("retry")
@@ -111,13 +142,35 @@ def request_retry(
     request_id: RequestId,
     home: Home = None,
     device: Annotated[
-        list[str] | None, typer.Option("--device", help="Only this device; may be repeated [default: all of them].")
+        list[str] | None,
+        typer.Option(
+            "--device",
+            help="Only this device; may be repeated [default: all of them].",
+            autocompletion=complete_device,
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Show progress until every device has answered.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
-    """A new request for the devices on which this one did not succeed."""
+    """A new request for the devices on which this one did not succeed.
+
+    With --json the new request is printed; with --wait too, a line for every change.
+    """
     with operator_client(home) as client:
         view = client.retry_request(request_id, device or [], uuid.uuid4().hex)
-        print(f"request {view.request_id}: {sum(view.counts.values())} device(s) are asked again")
-        if wait and not all_succeeded(watch(client.follow_request(view.request_id))):
-            raise typer.Exit(1)
+        if not (as_json and wait):
+            _changed(view, f"request {view.request_id}: {sum(view.counts.values())} device(s) are asked again", as_json)
+        if wait:
+            from clue_coordinator.cli_watch import all_succeeded, watch
+
+            if not all_succeeded(watch(client, view.request_id, home, as_json=as_json)):
+                raise typer.Exit(1)
+
+
+def _changed(view: pb.RequestView, line: str, as_json: bool) -> None:
+    if as_json:
+        from clue_coordinator.plain import request_data
+
+        print_json(request_data(view))
+    else:
+        print(line)

@@ -1,26 +1,20 @@
 """``clue-coordinator token``: who may use the operator API."""
 
-import json
-import re
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from clue_coordinator.cli_options import Home, JsonFlag, home_folder, operator_client
+from clue_coordinator.cli_options import Home, JsonFlag, home_folder, operator_client, print_json
+from clue_coordinator.cli_values import parse_duration
 from clue_coordinator.config import load_config
 from clue_coordinator.errors import CoordinatorError, UsageError
+from clue_coordinator.plain import new_token_data, token_data
 from clue_coordinator.roles import Role
-from clue_protocol.v1 import operator_pb2 as pb
 
 token_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke tokens of the operator API.")
-
-_UNITS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
 
 @token_app.command("create")
@@ -34,14 +28,19 @@ def token_create(
         Path | None, typer.Option("--out", help="Write it to this new file, for its owner alone, and print nothing.")
     ] = None,
     home: Home = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """Make a token. It is shown this once: the coordinator keeps its hash alone."""
-    seconds = parse_lifetime(expires) if expires else 0.0
+    seconds = parse_duration("--expires", expires) if expires else 0.0
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out {out}: {out.parent} is not a folder")
     with operator_client(home) as client:
         if out is None:
-            print(client.create_token(name, role, seconds).secret)
+            answer = client.create_token(name, role, seconds)
+            if as_json:
+                print_json(new_token_data(answer.token, answer.secret))
+                return
+            print(answer.secret)
             print(f"'{name}' is {role.phrase}; keep this line, it is not shown again", file=sys.stderr)
             return
         try:
@@ -61,7 +60,10 @@ def token_create(
                 client.revoke_token(name)
             out.unlink(missing_ok=True)
             raise CoordinatorError(f"cannot write {out}: {error.strerror}; the token is revoked again") from None
-    print(f"'{name}' is {role.phrase}; its token is in {out}")
+    if as_json:
+        print_json(new_token_data(answer.token, None))
+    else:
+        print(f"'{name}' is {role.phrase}; its token is in {out}")
 
 
 @token_app.command("list")
@@ -71,24 +73,30 @@ def token_list(home: Home = None, as_json: JsonFlag = False) -> None:
         tokens = client.list_tokens()
     rows = [token_data(token) for token in tokens]
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
-    table = Table("token", "role", "state", "made by", "expires", "last used", header_style="bold")
+    from clue_coordinator.terminal import console, table
+
+    found = table("token", "role", "state", "made by", "expires", "last used (UTC)")
     for row in rows:
-        expires, used = (str(row[key] or "never")[:16].replace("T", " ") for key in ("expires_at", "last_used_at"))
-        table.add_row(str(row["name"]), str(row["role"]), str(row["state"]), str(row["created_by"]), expires, used)
-    Console().print(table)
+        expires, used = ((at or "never")[:16].replace("T", " ") for at in (row["expires_at"], row["last_used_at"]))
+        found.add_row(row["name"], row["role"], row["state"], row["created_by"], expires, used)
+    console().print(found)
 
 
 @token_app.command("revoke")
 def token_revoke(
     name: Annotated[str, typer.Argument(help="Name of the token.")],
     home: Home = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """Make a token useless, at once and for ever."""
     with operator_client(home) as client:
-        client.revoke_token(name)
-    print(f"token '{name}' is revoked")
+        token = client.revoke_token(name)
+    if as_json:
+        print_json(token_data(token))
+    else:
+        print(f"token '{name}' is revoked")
 
 
 @token_app.command("recover")
@@ -102,26 +110,3 @@ def token_recover(home: Home = None) -> None:
 
     config = load_config(home_folder(home))
     print(f"'{recover_local_admin(config)}' is an admin; its token is in {config.operator_token}")
-
-
-def parse_lifetime(text: str) -> float:
-    """Seconds in ``90m``, ``12h``, ``30d`` or ``8w``; UsageError otherwise."""
-    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]+)?)([mhdw])", text.strip())
-    if match is None or float(match[1]) == 0:
-        raise UsageError(f"--expires takes a time such as 90m, 12h, 30d or 8w, got '{text}'")
-    return float(match[1]) * _UNITS[match[2]]
-
-
-def token_data(token: pb.Token) -> dict[str, object]:
-    """A token as plain data for JSON; times in UTC (RFC 3339), None where there is none."""
-    expired = token.HasField("expires_at") and token.expires_at.ToNanoseconds() <= time.time_ns()
-    return {
-        "name": token.name,
-        "role": pb.Role.Name(token.role).removeprefix("ROLE_").lower(),
-        "state": "revoked" if token.HasField("revoked_at") else "expired" if expired else "active",
-        "created_by": token.created_by,
-        "created_at": token.created_at.ToJsonString(),
-        "expires_at": token.expires_at.ToJsonString() if token.HasField("expires_at") else None,
-        "revoked_at": token.revoked_at.ToJsonString() if token.HasField("revoked_at") else None,
-        "last_used_at": token.last_used_at.ToJsonString() if token.HasField("last_used_at") else None,
-    }

@@ -1,6 +1,7 @@
 """Option values as people write them: ``7d``, ``5%``, ``50/min``, ``failed>10%``, ``22:00-06:00``."""
 
 import json
+import math
 import re
 
 from clue_coordinator.errors import UsageError
@@ -8,21 +9,21 @@ from clue_protocol.v1 import operator_pb2 as pb
 
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 _PERIODS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "hour": 3600.0, "d": 86400.0, "day": 86400.0}
-_RULE = re.compile(r"(failed|rejected|timed[_-]out|any)\s*>\s*(\d+(?:\.\d+)?)\s*%", re.IGNORECASE)
+_RULE = re.compile(r"(failed|rejected|timed[_-]out|any)\s*>\s*([0-9]+(?:\.[0-9]+)?)\s*%", re.IGNORECASE)
 
 
 def parse_duration(option: str, text: str) -> float:
-    """Seconds of ``90s``, ``30m``, ``12h``, ``7d``, ``2w``."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip(), re.IGNORECASE)
+    """Seconds of ``90s``, ``30m``, ``12h``, ``7d``, ``2w``; more than 0."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([a-z]+)", text.strip(), re.IGNORECASE)
     unit = _SECONDS.get(found[2].lower()) if found else None
-    if found is None or unit is None:
+    if found is None or unit is None or float(found[1]) == 0:
         raise UsageError(f"{option}: '{text}' is no time: write 90s, 30m, 12h, 7d or 2w")
     return float(found[1]) * unit
 
 
 def parse_canary(text: str) -> tuple[float, int]:
     """Share and number of devices that go first: ``5%`` is (0.05, 0), ``3`` is (0, 3)."""
-    percent = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
+    percent = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*%", text.strip())
     if percent and 0 < float(percent[1]) <= 100:
         return float(percent[1]) / 100, 0
     if re.fullmatch(r"[0-9]{1,6}", text.strip()) and int(text) > 0:
@@ -51,7 +52,7 @@ def parse_rule(text: str) -> pb.AbortRule:
 
 def parse_quiet(text: str) -> tuple[int, int]:
     """Minutes after midnight: ``22:00-06:00`` is (1320, 360)."""
-    found = re.fullmatch(r"(\d{1,2}):(\d{2})\s*-\s*(\d{1,2}):(\d{2})", text.strip())
+    found = re.fullmatch(r"([0-9]{1,2}):([0-9]{2})\s*-\s*([0-9]{1,2}):([0-9]{2})", text.strip())
     hours = [int(part) for part in found.groups()] if found else []
     if not hours or hours[0] > 23 or hours[2] > 23 or hours[1] > 59 or hours[3] > 59 or hours[:2] == hours[2:]:
         raise UsageError(f"--quiet: '{text}' is no span of a day: write two different times, such as 22:00-06:00")
@@ -77,10 +78,21 @@ def parse_settings(settings: list[str]) -> str:
         if not equals or not name:
             raise UsageError(f"--set takes name=value, got '{setting}'")
         try:
-            values[name] = json.loads(text)
-        except ValueError:
+            values[name] = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        except (ValueError, RecursionError):
             values[name] = text
     return json.dumps(values, sort_keys=True) if values else ""
+
+
+def _no_constant(name: str) -> object:
+    # NaN and Infinity are Python's, not JSON's.
+    raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(text)
+    return number
 
 
 def execution_states(texts: list[str]) -> list[pb.ExecutionState.ValueType]:
@@ -99,16 +111,3 @@ def _state(text: str, keys: list[str]) -> str:
     if word not in known:
         raise UsageError(f"--state: there is no state '{text}': {', '.join(known).lower()}")
     return word
-
-
-def duration_text(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3 h 20 min``, ``7 d``."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    for unit, word, lower, lower_word in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if seconds >= unit:
-            rest = seconds % unit // lower
-            # Seconds beside many minutes tell nobody anything.
-            return f"{seconds // unit} {word}" + (f" {rest} {lower_word}" if rest and seconds < 10 * unit else "")
-    return ""

@@ -37,7 +37,9 @@ class OperatorClient:
     Every call has a deadline, :meth:`watch_request` excepted: that one asks a silent server for a sign of life.
     """
 
-    def __init__(self, where: CoordinatorConfig | Connection) -> None:
+    def __init__(self, where: CoordinatorConfig | Connection, *, seconds: float = _SECONDS) -> None:
+        """``seconds``: deadline of a short call."""
+        self._seconds = seconds
         to = where if isinstance(where, Connection) else Connection.local(where)
         self._address = to.address
         self._home = to.home
@@ -60,17 +62,17 @@ class OperatorClient:
     def server_info(self) -> pb.GetServerInfoResponse:
         """Version and health of the daemon."""
         with self._errors():
-            return self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=_SECONDS)
+            return self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=self._seconds)
 
     def create_fleet(self, name: str) -> pb.Fleet:
         """Make an empty fleet."""
         with self._errors():
-            return self._stub.CreateFleet(pb.CreateFleetRequest(name=name), timeout=_SECONDS)
+            return self._stub.CreateFleet(pb.CreateFleetRequest(name=name), timeout=self._seconds)
 
     def list_fleets(self) -> list[pb.Fleet]:
         """All fleets, by name."""
         with self._errors():
-            return list(self._stub.ListFleets(pb.ListFleetsRequest(), timeout=_SECONDS).fleets)
+            return list(self._stub.ListFleets(pb.ListFleetsRequest(), timeout=self._seconds).fleets)
 
     def add_device(
         self, fleet: str, enrolment_json: str, labels: Mapping[str, str] | None = None
@@ -83,7 +85,7 @@ class OperatorClient:
     def get_device(self, device_id: str) -> pb.Device:
         """One device."""
         with self._errors():
-            return self._stub.GetDevice(pb.GetDeviceRequest(device_id=device_id), timeout=_SECONDS)
+            return self._stub.GetDevice(pb.GetDeviceRequest(device_id=device_id), timeout=self._seconds)
 
     def list_devices(
         self, fleet: str = "", *, where: str = "", online: bool | None = None, retired: bool = False
@@ -98,7 +100,7 @@ class OperatorClient:
         """Set and remove labels."""
         with self._errors():
             call = pb.LabelDeviceRequest(device_id=device_id, set=labels, remove=remove)
-            return self._stub.LabelDevice(call, timeout=_SECONDS)
+            return self._stub.LabelDevice(call, timeout=self._seconds)
 
     def retire_device(self, device_id: str) -> pb.Device:
         """Take a device out for good."""
@@ -119,7 +121,7 @@ class OperatorClient:
         """One request with its most telling executions; a unique beginning of its id is enough."""
         with self._errors():
             call = pb.GetRequestRequest(request_id=request_id, max_executions=executions)
-            return self._stub.GetRequest(call, timeout=_SECONDS)
+            return self._stub.GetRequest(call, timeout=self._seconds)
 
     def list_requests(
         self, fleet: str = "", *, states: Sequence[pb.RequestState.ValueType] = (), limit: int | None = None
@@ -153,12 +155,12 @@ class OperatorClient:
     def pause_request(self, request_id: str, comment: str = "") -> pb.RequestView:
         """No device begins until it is resumed."""
         with self._errors():
-            return self._stub.PauseRequest(_change(request_id, comment), timeout=_SECONDS)
+            return self._stub.PauseRequest(_change(request_id, comment), timeout=self._seconds)
 
     def resume_request(self, request_id: str, comment: str = "") -> pb.RequestView:
         """Go on with a paused request."""
         with self._errors():
-            return self._stub.ResumeRequest(_change(request_id, comment), timeout=_SECONDS)
+            return self._stub.ResumeRequest(_change(request_id, comment), timeout=self._seconds)
 
     def retry_request(self, request_id: str, devices: Sequence[str] = (), idempotency_key: str = "") -> pb.RequestView:
         """A new request for the devices on which this one did not succeed."""
@@ -198,7 +200,7 @@ class OperatorClient:
     def _pages(self, method: Callable[..., Any], call: Any) -> Iterator[Any]:
         while True:
             with self._errors():
-                page = method(call, timeout=_SECONDS)
+                page = method(call, timeout=self._seconds)
             yield page
             if not page.next_page_token:
                 return
@@ -213,17 +215,17 @@ class OperatorClient:
             name=name, role=pb.Role.Value(f"ROLE_{role.upper()}"), lifetime_seconds=lifetime_seconds
         )
         with self._errors():
-            return self._stub.CreateToken(call, timeout=_SECONDS)
+            return self._stub.CreateToken(call, timeout=self._seconds)
 
     def list_tokens(self) -> list[pb.Token]:
         """All tokens by name, expired and revoked ones included."""
         with self._errors():
-            return list(self._stub.ListTokens(pb.ListTokensRequest(), timeout=_SECONDS).tokens)
+            return list(self._stub.ListTokens(pb.ListTokensRequest(), timeout=self._seconds).tokens)
 
     def revoke_token(self, name: str) -> pb.Token:
         """Make a token useless for ever."""
         with self._errors():
-            return self._stub.RevokeToken(pb.RevokeTokenRequest(name=name), timeout=_SECONDS)
+            return self._stub.RevokeToken(pb.RevokeTokenRequest(name=name), timeout=self._seconds)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

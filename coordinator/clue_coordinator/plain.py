@@ -1,27 +1,36 @@
-"""Requests, devices and plans as plain data: what ``--json`` prints. docs/json.md says what each field means."""
+"""Requests, devices and plans as plain data: what ``--json`` prints. json_types.py says what each field means."""
 
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-from google.protobuf.json_format import MessageToDict
-
+from clue_coordinator import json_types as js
 from clue_protocol.v1 import forget_pb2
 from clue_protocol.v1 import operator_pb2 as pb
 
 
-def request_state(view: pb.RequestView) -> str:
+def request_state(view: pb.RequestView) -> js.RequestStateWord:
     """State of a request as one word."""
-    return pb.RequestState.Name(view.state).removeprefix("REQUEST_STATE_")
+    return cast(js.RequestStateWord, pb.RequestState.Name(view.state).removeprefix("REQUEST_STATE_"))
 
 
-def execution_state(view: pb.ExecutionView) -> str:
+def execution_state(view: pb.ExecutionView) -> js.ExecutionStateWord:
     """State of an execution as one word."""
-    return pb.ExecutionState.Name(view.state).removeprefix("EXECUTION_STATE_")
+    return cast(js.ExecutionStateWord, pb.ExecutionState.Name(view.state).removeprefix("EXECUTION_STATE_"))
 
 
-def request_data(view: pb.RequestView, executions: Sequence[pb.ExecutionView] | None = None) -> dict[str, Any]:
-    """A request; with ``devices`` if executions are given. Accuracies are shares in [0, 1], null where not measured."""
-    data = {
+def rule_text(rule: pb.AbortRule) -> str:
+    """``failed>10%``."""
+    return f"{_rule_state(rule).lower()}>{100 * rule.share:g}%"
+
+
+def _rule_state(rule: pb.AbortRule) -> str:
+    return pb.ExecutionState.Name(rule.state).removeprefix("EXECUTION_STATE_") if rule.state else "ANY"
+
+
+def request_data(view: pb.RequestView) -> js.RequestData:
+    """A request without its devices."""
+    return {
         "request_id": view.request_id,
         "fleet": view.fleet,
         "forget_class": view.forget_class,
@@ -44,32 +53,40 @@ def request_data(view: pb.RequestView, executions: Sequence[pb.ExecutionView] | 
         "eta_seconds": view.eta_seconds if view.HasField("eta_seconds") else None,
         "retry_of": view.retry_of or None,
     }
-    if executions is not None:
-        data["devices"] = [device_data(execution) for execution in executions]
-    return data
 
 
-def target_data(target: pb.Target) -> dict[str, Any]:
+def full_request_data(view: pb.RequestView, executions: Sequence[pb.ExecutionView]) -> js.RequestWithDevicesData:
+    """A request and its devices."""
+    return {**request_data(view), "devices": [execution_data(execution) for execution in executions]}
+
+
+def target_data(target: pb.Target) -> js.TargetData:
     """Which devices."""
     return {"where": target.where, "devices": list(target.devices), "continuous": target.continuous}
 
 
-def rollout_data(rollout: pb.Rollout) -> dict[str, Any]:
-    """How: the fields of ``Rollout`` in operator.proto, states as words."""
-    data = MessageToDict(rollout, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-    data["abort_if"] = [
-        {
-            "state": "ANY" if not rule.state else pb.ExecutionState.Name(rule.state).removeprefix("EXECUTION_STATE_"),
-            "share": rule.share,
-        }
-        for rule in rollout.abort_if
-    ]
-    word = pb.WithoutSamples.Name(rollout.without_samples).removeprefix("WITHOUT_SAMPLES_")
-    data["without_samples"] = word.lower()
-    return data
+def rollout_data(rollout: pb.Rollout) -> js.RolloutData:
+    """How."""
+    word = pb.WithoutSamples.Name(rollout.without_samples).removeprefix("WITHOUT_SAMPLES_").lower()
+    return {
+        "canary_share": rollout.canary_share,
+        "canary_count": rollout.canary_count,
+        "rate": rollout.rate,
+        "rate_period_seconds": rollout.rate_period_seconds,
+        "growth": rollout.growth,
+        "abort_if": [{"state": cast(Any, _rule_state(rule)), "share": rule.share} for rule in rollout.abort_if],
+        "abort_after": rollout.abort_after,
+        "timeout_seconds": rollout.timeout_seconds,
+        "max_attempts": rollout.max_attempts,
+        "backoff_seconds": rollout.backoff_seconds,
+        "quiet_from": rollout.quiet_from,
+        "quiet_until": rollout.quiet_until,
+        "without_samples": cast(Any, word),
+        "min_updates": rollout.min_updates,
+    }
 
 
-def device_data(execution: pb.ExecutionView) -> dict[str, Any]:
+def execution_data(execution: pb.ExecutionView) -> js.ExecutionData:
     """One device's part of a request."""
     receipt = execution.receipt if execution.HasField("receipt") else forget_pb2.Receipt()
     has_energy = receipt.HasField("energy")
@@ -82,6 +99,8 @@ def device_data(execution: pb.ExecutionView) -> dict[str, Any]:
         "attempt": execution.attempts,
         "online": execution.online,
         "patched": execution.patched,
+        "stage": execution.progress.stage,
+        "fraction": execution.progress.fraction,
         "started_at": _time(execution, "started_at"),
         "finished_at": _time(execution, "finished_at"),
         "not_before": _time(execution, "not_before"),
@@ -89,6 +108,7 @@ def device_data(execution: pb.ExecutionView) -> dict[str, Any]:
         "ua_after": _share(receipt.ua_after),
         "ra_before": _share(receipt.ra_before),
         "ra_after": _share(receipt.ra_after),
+        "ra_drop": execution.ra_drop if execution.HasField("ra_drop") else None,
         "ua_samples": receipt.ua_after.samples,
         "ra_samples": receipt.ra_after.samples,
         "forget_samples": receipt.forget_samples,
@@ -105,7 +125,7 @@ def device_data(execution: pb.ExecutionView) -> dict[str, Any]:
     }
 
 
-def enrolled_device_data(device: pb.Device) -> dict[str, Any]:
+def device_data(device: pb.Device) -> js.DeviceData:
     """A device."""
     return {
         "device_id": device.device_id,
@@ -122,7 +142,12 @@ def enrolled_device_data(device: pb.Device) -> dict[str, Any]:
     }
 
 
-def event_data(event: pb.Event) -> dict[str, Any]:
+def full_device_data(device: pb.Device, events: Sequence[pb.Event]) -> js.DeviceWithEventsData:
+    """A device and its newest history."""
+    return {**device_data(device), "events": [event_data(event) for event in events]}
+
+
+def event_data(event: pb.Event) -> js.EventData:
     """One entry of the history."""
     return {
         "id": event.id,
@@ -136,7 +161,7 @@ def event_data(event: pb.Event) -> dict[str, Any]:
     }
 
 
-def plan_data(plan: pb.ForgetPlan) -> dict[str, Any]:
+def plan_data(plan: pb.ForgetPlan) -> js.PlanData:
     """What a request would do."""
     return {
         "fleet": plan.fleet,
@@ -161,6 +186,50 @@ def plan_data(plan: pb.ForgetPlan) -> dict[str, Any]:
             for wave in plan.waves
         ],
     }
+
+
+def status_data(info: pb.GetServerInfoResponse, devices: int, online: int, open_requests: int) -> js.StatusData:
+    """How the coordinator is."""
+    return {
+        "version": info.version,
+        "superlink_running": info.superlink_running,
+        "dispatcher_running": info.dispatcher_running,
+        "superlink_address": info.superlink_address,
+        "metrics_url": info.metrics_url,
+        "devices": devices,
+        "online": online,
+        "open_requests": open_requests,
+    }
+
+
+def fleet_data(fleet: pb.Fleet) -> js.FleetData:
+    """A fleet."""
+    return {
+        "name": fleet.name,
+        "devices": fleet.devices,
+        "classes": list(fleet.classes),
+        "created_at": _time(fleet, "created_at"),
+    }
+
+
+def token_data(token: pb.Token) -> js.TokenData:
+    """A token, without its secret."""
+    expired = token.HasField("expires_at") and token.expires_at.ToNanoseconds() <= time.time_ns()
+    return {
+        "name": token.name,
+        "role": cast(Any, pb.Role.Name(token.role).removeprefix("ROLE_").lower()),
+        "state": "revoked" if token.HasField("revoked_at") else "expired" if expired else "active",
+        "created_by": token.created_by,
+        "created_at": _time(token, "created_at"),
+        "expires_at": _time(token, "expires_at"),
+        "revoked_at": _time(token, "revoked_at"),
+        "last_used_at": _time(token, "last_used_at"),
+    }
+
+
+def new_token_data(token: pb.Token, secret: str | None) -> js.NewTokenData:
+    """A token that was just made."""
+    return {**token_data(token), "secret": secret}
 
 
 def _share(accuracy: forget_pb2.Accuracy) -> float | None:

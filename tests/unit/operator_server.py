@@ -12,6 +12,7 @@ from clue_coordinator import tokens
 from clue_coordinator.client import OperatorClient
 from clue_coordinator.config import CoordinatorConfig, LedgerConfig
 from clue_coordinator.connection import Connection
+from clue_coordinator.errors import FlowerError
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.operators import OperatorService
 from clue_coordinator.roles import Role
@@ -26,6 +27,9 @@ class Off:
 
     superlink_running = False
     running = False
+
+    def unregister(self, node_id: int) -> None:
+        raise FlowerError("the SuperLink is not running")
 
 
 class House:

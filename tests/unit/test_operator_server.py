@@ -312,11 +312,10 @@ def test_a_quiet_watch_is_not_taken_for_an_attack(tmp_path: Path) -> None:
         assert next(views).state == pb.REQUEST_STATE_IN_PROGRESS
 
 
-def test_a_call_that_is_not_answered_in_time(home: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_SECONDS", 0.5)
+def test_a_call_that_is_not_answered_in_time(home: House) -> None:
     with line_to(home.config.operator_port) as (port, dead):
         where = Connection(f"127.0.0.1:{port}", home.ca_pem, home.token(Role.VIEWER))
-        with OperatorClient(where) as client:
+        with OperatorClient(where, seconds=0.5) as client:
             client.list_fleets()
             dead.set()
             with pytest.raises(CoordinatorError, match="did not answer in time"):
