@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import case, func, select
+from sqlalchemy import Select, case, func, select
 from sqlalchemy.orm import Session, selectinload
 
 from clue_coordinator.executions import active
@@ -10,10 +10,8 @@ from clue_coordinator.models import Device, Execution, Request
 from clue_coordinator.plan import RolloutPlan
 from clue_coordinator.states import ACTIVE, ExecutionState
 
+_FAILURES = (ExecutionState.FAILED, ExecutionState.REJECTED, ExecutionState.TIMED_OUT)
 _FIRST = {
-    ExecutionState.FAILED: 0,
-    ExecutionState.REJECTED: 0,
-    ExecutionState.TIMED_OUT: 0,
     ExecutionState.IN_PROGRESS: 1,
     ExecutionState.SUCCEEDED: 2,
     ExecutionState.QUEUED: 3,
@@ -48,12 +46,9 @@ def progress_of(session: Session, request: Request, limit: int, now: float) -> P
         .limit(limit)
     )
     if sum(request.counts.values()) <= limit:
-        query = query.order_by(Device.device_id)
+        executions = list(session.scalars(query.order_by(Device.device_id)))
     else:
-        rank = case(_FIRST, value=Execution.state, else_=4)
-        # Databases do not agree where NULL is sorted.
-        query = query.order_by(rank, func.coalesce(Execution.ra_drop, -2).desc(), Device.device_id)
-    executions = list(session.scalars(query))
+        executions = _telling(session, query, limit)
     if not active(request):
         return Progress(executions, 0, 0, None)
     pending = (
@@ -65,6 +60,18 @@ def progress_of(session: Session, request: Request, limit: int, now: float) -> P
     offline = session.scalar(pending.where(~Device.online)) or 0
     patch = session.scalar(pending.where(Execution.waiting == "patch")) or 0
     return Progress(executions, offline, patch, _eta(session, request, active(request) - offline, now))
+
+
+def _telling(session: Session, query: Select[Execution], limit: int) -> list[Execution]:
+    """At least half of the room for what goes on and what succeeded, however many failures there are."""
+    # Databases do not agree where NULL is sorted.
+    loss = func.coalesce(Execution.ra_drop, -2).desc()
+    rank = case(_FIRST, value=Execution.state, else_=4)
+    bad = Execution.state.in_(_FAILURES)
+    failures = list(session.scalars(query.where(bad).order_by(loss, Device.device_id)))
+    others = list(session.scalars(query.where(~bad).order_by(rank, loss, Device.device_id)))
+    shown = failures[: max(limit // 2, limit - len(others))]
+    return shown + others[: limit - len(shown)]
 
 
 def _eta(session: Session, request: Request, left: int, now: float) -> float | None:

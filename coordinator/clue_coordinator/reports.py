@@ -84,9 +84,7 @@ def _put_off(session: Session, ledger: Ledger, execution: Execution, receipt: pb
     # After a restored backup a device may be further than the ledger.
     execution.attempt = max(execution.attempt, min(receipt.attempt, plan.max_attempts))
     no_samples = receipt.outcome == pb.OUTCOME_REJECTED and receipt.reason == pb.REASON_NO_FORGET_SAMPLES
-    again = (
-        receipt.outcome == pb.OUTCOME_FAILED and receipt.reason in _PASSING and execution.attempt < plan.max_attempts
-    )
+    again = _may_pass(receipt) and execution.attempt < plan.max_attempts
     patchable = no_samples and plan.without_samples == "aggregate" and execution.patch_id is None
     if not again and not patchable:
         return False
@@ -101,6 +99,13 @@ def _put_off(session: Session, ledger: Ledger, execution: Execution, receipt: pb
     return True
 
 
+def _may_pass(receipt: pb.Receipt) -> bool:
+    """True if the same request may not meet this problem a second time; the agent then lets it be tried again."""
+    if receipt.outcome == pb.OUTCOME_REJECTED:
+        return receipt.reason in (pb.REASON_NO_SPACE, pb.REASON_STORAGE_FAILED)
+    return receipt.outcome == pb.OUTCOME_FAILED and receipt.reason in _PASSING
+
+
 def _is_open(ledger: Ledger, execution: Execution) -> bool:
     """True if the device may be asked once more."""
     request = execution.request
@@ -110,7 +115,8 @@ def _is_open(ledger: Ledger, execution: Execution) -> bool:
 def _is_early(ledger: Ledger, execution: Execution, receipt: pb.Receipt) -> bool:
     """True for the failure of an attempt that took so long that the next one was asked for meanwhile."""
     earlier = max(receipt.attempt, 1) < execution.attempt
-    return earlier and receipt.outcome == pb.OUTCOME_FAILED and _is_open(ledger, execution)
+    failed = receipt.outcome == pb.OUTCOME_FAILED or _may_pass(receipt)
+    return earlier and failed and _is_open(ledger, execution)
 
 
 def _keep_past(session: Session, ledger: Ledger, execution: Execution, receipt: pb.Receipt, envelope: bytes) -> None:

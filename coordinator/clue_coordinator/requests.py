@@ -233,7 +233,8 @@ def retry_request(
         if (known := _known(session, idempotency_key)) is not None:
             return known
         request = require_request(session, request_id)
-        failed = _unsuccessful(session, request)
+        found = _unsuccessful(session, request)
+        failed = list(found)
         for name in devices:
             if name not in failed:
                 raise UsageError(f"'{name}' is no device on which request {request.id} ended without success")
@@ -242,8 +243,10 @@ def retry_request(
         if len(devices or failed) > MAX_DEVICES:
             raise ConflictError(f"that is {len(devices or failed)} devices: name up to {MAX_DEVICES} at a time")
         order = order_of(request)
-        # These have shown what they do: no canary again.
-        plan = order.plan.model_copy(update={"canary_share": 0.0, "canary_count": 0})
+        plan = order.plan
+        if ExecutionState.CANCELED not in {found[name] for name in devices or failed}:
+            # All of these have shown what they do; devices that were never asked need the canary as much as before.
+            plan = plan.model_copy(update={"canary_share": 0.0, "canary_count": 0})
         order = replace(
             order,
             target=Target(devices=tuple(devices or failed)),
@@ -262,15 +265,16 @@ def _known(session: Session, idempotency_key: str | None) -> str | None:
     return session.scalar(select(Request.id).where(Request.idempotency_key == idempotency_key))
 
 
-def _unsuccessful(session: Session, request: Request) -> list[str]:
+def _unsuccessful(session: Session, request: Request) -> dict[str, str]:
+    """The devices on which a request ended without success, by name, with the state it ended in."""
     states = [ExecutionState.FAILED, ExecutionState.REJECTED, ExecutionState.TIMED_OUT, ExecutionState.CANCELED]
     query = (
-        select(Device.device_id)
+        select(Device.device_id, Execution.state)
         .join(Execution, Execution.device_pk == Device.id)
         .where(Execution.request_id == request.id, Execution.state.in_(states), Device.retired_at.is_(None))
         .order_by(Device.device_id)
     )
-    return list(session.scalars(query))
+    return {str(name): str(state) for name, state in session.execute(query)}
 
 
 def order_of(request: Request) -> ForgetOrder:

@@ -362,6 +362,19 @@ def test_a_retry_is_for_the_devices_without_success(make: Callable[[int], Fleet]
         requests.retry_request(fleet.ledger, second, SIGNER, [])
 
 
+def test_a_retry_of_devices_that_were_never_asked_has_the_canary_again(make: Callable[[int], Fleet]) -> None:
+    fleet = make(5)
+    first = fleet.order(plan=RolloutPlan(canary_count=1))
+    [(canary, given)] = fleet.lease(*everybody(fleet)).items()
+    fleet.answer(given, outcome=pb.OUTCOME_FAILED, reason=pb.REASON_DIVERGED)
+    fleet.tick()
+    assert fleet.request(first).state == RequestState.ABORTED
+    everyone = fleet.request(requests.retry_request(fleet.ledger, first, SIGNER, []))
+    assert (everyone.plan["canary_count"], everyone.wave, len(everyone.executions)) == (1, 0, 5)
+    asked = fleet.request(requests.retry_request(fleet.ledger, first, SIGNER, [f"cam-{canary}"]))
+    assert (asked.plan["canary_count"], asked.wave, len(asked.executions)) == (0, 1, 1)
+
+
 def test_a_retry_can_itself_be_repeated(make: Callable[[int], Fleet]) -> None:
     fleet = make(1)
     fleet.now += 0.7
