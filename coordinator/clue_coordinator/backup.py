@@ -31,6 +31,7 @@ from clue_coordinator.database import Database, reason
 from clue_coordinator.errors import BackupError, ConflictError, CoordinatorError
 from clue_coordinator.migrations import drop, is_known, newest, revision_of, upgrade
 from clue_coordinator.models import Base, Event
+from clue_coordinator.tokens import LOCAL
 from clue_protocol.files import HomeLock, fsync_folder
 
 FORMAT = "clue-ledger-backup/1"
@@ -95,7 +96,7 @@ def restore(config: CoordinatorConfig, source: Path, *, force: bool = False) -> 
                 raise ConflictError(f"the ledger {database.name} is in use by a coordinator: stop it first")
             with claim, database.writer.begin() as connection:
                 if revision_of(connection, database.name) is not None:
-                    held = sum(_count(connection, table) for table in _tables(connection))
+                    held = sum(_count(connection, table) for table in _tables(connection)) - _own_rows(connection)
                     if held and not force:
                         raise ConflictError(
                             f"the ledger {database.name} holds {held} rows: back it up, then restore with --force"
@@ -230,6 +231,16 @@ def _tables(connection: Connection) -> list[Table]:
 
 def _count(connection: Connection, table: Table) -> int:
     return connection.scalar(select(func.count()).select_from(table)) or 0
+
+
+def _own_rows(connection: Connection) -> int:
+    """Rows that ``init`` writes: the token of the home folder and its event. They are nobody's work."""
+    tables = {table.name: table for table in _tables(connection)}
+    if "token" not in tables:
+        return 0
+    token, event = tables["token"].c, tables["event"].c
+    own = (token.created_by == LOCAL,), (event.kind == "token.created", event.actor == LOCAL)
+    return sum(connection.scalar(select(func.count()).where(*where)) or 0 for where in own)
 
 
 def _parse(line: bytes, source: Path) -> dict[str, Any]:

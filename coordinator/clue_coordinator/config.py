@@ -1,12 +1,13 @@
 """The coordinator's home folder and its ``coordinator.toml``."""
 
+import ipaddress
 import os
 import tomllib
 from pathlib import Path
 from typing import Annotated
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from clue_coordinator.errors import ConfigError
 
@@ -26,29 +27,50 @@ class CoordinatorConfig(BaseModel):
     """``coordinator.toml``.
 
     ``hosts`` are the names and addresses under which devices reach this machine; the first is
-    what they are told to connect to.
+    what they are told to connect to. ``operator_listen`` is the address on which operators are
+    answered, loopback unless they work from elsewhere.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     hosts: Annotated[tuple[str, ...], Field(min_length=1)] = ("127.0.0.1",)
     listen: str = "127.0.0.1"
+    operator_listen: str = "127.0.0.1"
     superlink_port: Port = 9092
     operator_port: Port = 9443
     metrics_port: Port = 9464
     ledger: LedgerConfig = LedgerConfig()
     home: Path = Field(default=Path(), exclude=True)
 
+    @field_validator("operator_listen")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        try:
+            return str(ipaddress.ip_address(value))
+        except ValueError:
+            raise ValueError(f"'{value}' is not an IP address; 0.0.0.0 is every address of this machine") from None
+
     @property
     def superlink_address(self) -> str:
         """``host:port`` that devices connect to."""
-        host = self.hosts[0]
-        return f"[{host}]:{self.superlink_port}" if ":" in host else f"{host}:{self.superlink_port}"
+        return _address(self.hosts[0], self.superlink_port)
 
     @property
     def operator_address(self) -> str:
-        """``host:port`` of the operator API, which listens on loopback only."""
-        return f"127.0.0.1:{self.operator_port}"
+        """``host:port`` of the operator API for a client on this machine."""
+        anywhere = ipaddress.ip_address(self.operator_listen).is_unspecified
+        return _address("127.0.0.1" if anywhere else self.operator_listen, self.operator_port)
+
+    @property
+    def operator_listen_address(self) -> str:
+        """``host:port`` on which the operator API listens."""
+        return _address(self.operator_listen, self.operator_port)
+
+    @property
+    def certificate_hosts(self) -> tuple[str, ...]:
+        """Names and addresses that the server's certificate must cover, beside this machine's own loopback."""
+        anywhere = ipaddress.ip_address(self.operator_listen).is_unspecified
+        return self.hosts if anywhere else tuple(dict.fromkeys((*self.hosts, self.operator_listen)))
 
     @property
     def metrics_url(self) -> str:
@@ -89,6 +111,10 @@ class CoordinatorConfig(BaseModel):
     def logs(self) -> Path:
         """Logs of the daemon's child processes."""
         return self.home / "logs"
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def default_home() -> Path:

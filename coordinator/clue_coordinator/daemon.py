@@ -7,12 +7,16 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from clue_coordinator import dispatch, metrics, operators
+from clue_coordinator import dispatch, metrics, operators, tokens
 from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.errors import ConfigError, CoordinatorError
 from clue_coordinator.flower import Flower
 from clue_coordinator.ledger import Ledger
-from clue_coordinator.pki import check_pki
+from clue_coordinator.patches import Patcher
+from clue_coordinator.pki import check_pki, uncovered
+from clue_coordinator.roles import unassigned_methods
+from clue_coordinator.server import OperatorServer
+from clue_coordinator.tick import tick
 from clue_protocol.files import HomeLock, socket_path
 from clue_protocol.keys import load_signing_key
 from clue_protocol.net import port_in_use
@@ -20,6 +24,7 @@ from clue_protocol.net import port_in_use
 log = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 15.0
+_TICK_SECONDS = 0.5
 
 
 def run(config: CoordinatorConfig) -> None:
@@ -34,11 +39,13 @@ def run(config: CoordinatorConfig) -> None:
         signer = load_signing_key(config.request_key)
         token = _token(config)
         check_pki(config.pki)
+        _warn(config)
         # Before anything starts: a half-started daemon is harder to understand than one line.
         _check_ports(config)
         ledger = Ledger(config.ledger_place)
         stack.callback(ledger.close)
         stack.enter_context(ledger.claimed())
+        _adopt(ledger, token)
         socket = socket_path(config.home, "dispatch.sock")
         stack.callback(_remove_socket, socket, config.home)
         service = dispatch.DispatchService(ledger)
@@ -49,37 +56,67 @@ def run(config: CoordinatorConfig) -> None:
         flower.start()
         keeper = dispatch.DispatcherKeeper(flower, service, socket)
         operator_service = operators.OperatorService(config, ledger, flower, keeper, signer)
-        operator_server = operators.serve(operator_service, config, token)
-        stack.callback(lambda: operator_server.stop(0.5).wait(2.0))
+        operator_server = OperatorServer(operator_service, config, ledger)
+        stack.callback(operator_server.close)
         metrics_server = metrics.serve(ledger, config.metrics_port)
         stack.callback(metrics_server.shutdown)
         keeper.start()
         stack.callback(keeper.close)
+        # First of all when it stops.
+        stack.callback(operator_server.drain)
         log.info(
             "operators: %s  devices: %s  metrics: %s",
-            config.operator_address,
+            config.operator_listen_address,
             config.superlink_address,
             config.metrics_url,
         )
-        while not stopping.wait(0.5):
-            pass
+        patcher = Patcher(ledger, signer)
+        while not stopping.wait(_TICK_SECONDS):
+            _tick(ledger, patcher)
         log.info("stopping")
+
+
+def _tick(ledger: Ledger, patcher: Patcher) -> None:
+    try:
+        tick(ledger)
+        patcher.advance()
+    except CoordinatorError as error:
+        # A disk that is full now may not be so in a second; what is due stays due.
+        log.error("%s", error)
+
+
+def _warn(config: CoordinatorConfig) -> None:
+    for host in uncovered(config.pki, config.certificate_hosts):
+        log.warning("%s/server.pem does not name %s: who connects to that will refuse it", config.pki, host)
+    for method in unassigned_methods():
+        log.warning("no role is assigned to %s: admins alone may call it", method)
+
+
+def _adopt(ledger: Ledger, token: str) -> None:
+    """Before the ledger held tokens, the home folder's was the only one: it goes on as an admin's, once."""
+    if not tokens.any_token(ledger):
+        name = tokens.install_local_admin(ledger, token)
+        log.info("the token in the home folder is now the admin token '%s'", name)
+    elif not tokens.is_usable(ledger, token):
+        log.warning("the token in the home folder is not valid: 'clue-coordinator token recover' makes a new one")
 
 
 def _token(config: CoordinatorConfig) -> str:
     try:
         token = config.operator_token.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"cannot read {config.operator_token}") from None
+        raise ConfigError(
+            f"cannot read {config.operator_token}: 'clue-coordinator token recover' makes a new one"
+        ) from None
     if len(token) < 16:
-        raise ConfigError(f"{config.operator_token} holds no token")
+        raise ConfigError(f"{config.operator_token} holds no token: 'clue-coordinator token recover' makes a new one")
     return token
 
 
 def _check_ports(config: CoordinatorConfig) -> None:
     for purpose, host, port, option in (
         ("devices", config.listen, config.superlink_port, "superlink_port"),
-        ("operators", "127.0.0.1", config.operator_port, "operator_port"),
+        ("operators", config.operator_listen, config.operator_port, "operator_port"),
         ("metrics", "127.0.0.1", config.metrics_port, "metrics_port"),
     ):
         # A SuperLink whose coordinator was killed takes some seconds to end by itself.

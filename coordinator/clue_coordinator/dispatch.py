@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from clue_coordinator import rollout
+from clue_coordinator import reports, rollout
 from clue_coordinator.errors import CoordinatorError, FlowerError
 from clue_coordinator.flower import Flower
 from clue_coordinator.ledger import Ledger
@@ -50,19 +50,21 @@ class DispatchService(dispatch_pb2_grpc.DispatchServiceServicer):
         try:
             match request.WhichOneof("result"):
                 case "receipt_envelope":
-                    rollout.report_receipt(
-                        self._ledger, request.execution_id, request.node_id, request.receipt_envelope
+                    reports.report_receipt(
+                        self._ledger, request.execution_id, request.node_id, request.receipt_envelope, request.update
                     )
                 case "progress":
-                    rollout.report_progress(
+                    reports.report_progress(
                         self._ledger,
                         request.execution_id,
                         request.node_id,
                         request.progress.stage,
                         request.progress.fraction,
                     )
+                case "not_begun":
+                    reports.report_not_begun(self._ledger, request.execution_id, request.node_id)
                 case _:
-                    rollout.report_error(
+                    reports.report_error(
                         self._ledger,
                         request.execution_id,
                         request.node_id,
@@ -83,7 +85,13 @@ class DispatchService(dispatch_pb2_grpc.DispatchServiceServicer):
 def serve(service: DispatchService, socket: Path) -> grpc.Server:
     """Start the service on ``socket``; the caller stops it."""
     socket.unlink(missing_ok=True)
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="dispatch"))
+    # Reports carry updates; gRPC's own limit is 4 MiB.
+    options = [
+        ("grpc.max_receive_message_length", reports.MAX_UPDATE_BYTES + 2**20),
+        ("grpc.max_send_message_length", -1),
+    ]
+    workers = futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="dispatch")
+    server = grpc.server(workers, options=options)
     dispatch_pb2_grpc.add_DispatchServiceServicer_to_server(service, server)
     server.add_insecure_port(f"unix:{socket}")
     server.start()

@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from clue_coordinator.devices import join_requests
 from clue_coordinator.errors import ConflictError, UsageError
 from clue_coordinator.ledger import Ledger, find_fleet
 from clue_coordinator.models import Device, Fleet
@@ -45,7 +46,7 @@ def require_fleet(session: Session, name: str) -> Fleet:
 
 def fleet_classes(fleet: Fleet) -> list[str]:
     """Class names known to at least one device of the fleet, in the order of their first appearance."""
-    return list(dict.fromkeys(name for device in fleet.devices for name in device.classes))
+    return list(dict.fromkeys(name for device in fleet.devices if device.retired_at is None for name in device.classes))
 
 
 def check_new_device(ledger: Ledger, fleet: str, enrolment: Enrolment) -> None:
@@ -54,7 +55,8 @@ def check_new_device(ledger: Ledger, fleet: str, enrolment: Enrolment) -> None:
         require_fleet(session, fleet)
         taken = session.scalar(select(Device).where(Device.device_id == enrolment.device_id))
         if taken is not None:
-            raise ConflictError(f"device '{enrolment.device_id}' is enrolled already, in fleet '{taken.fleet.name}'")
+            word = "is enrolled already" if taken.retired_at is None else "was retired, and keeps its name"
+            raise ConflictError(f"device '{enrolment.device_id}' {word}, in fleet '{taken.fleet.name}'")
         same_key = session.scalar(select(Device).where(Device.supernode_key == _key_only(enrolment.supernode_key)))
         if same_key is not None:
             raise ConflictError(f"device '{same_key.device_id}' has the same key: every device makes its own")
@@ -75,11 +77,13 @@ def add_device(ledger: Ledger, fleet_name: str, enrolment: Enrolment, node_id: i
             software_version=enrolment.software_version[:64],
             online=False,
             enrolled_at=ledger.clock(),
+            labels=dict(enrolment.labels),
             fleet=fleet,
         )
         session.add(device)
         ledger.record(session, "device.added", fleet=fleet_name, device_id=enrolment.device_id)
         session.flush()
+        join_requests(session, ledger, device)
         return device
 
 

@@ -31,3 +31,11 @@ class LedgerVersionError(CoordinatorError):
 
 class BackupError(CoordinatorError):
     """A backup cannot be written, or a file is not a whole backup that this software can read."""
+
+
+class AggregationError(CoordinatorError):
+    """The devices' updates cannot be combined into one that a majority of them supports."""
+
+
+class UnavailableError(CoordinatorError):
+    """The coordinator does not answer."""

@@ -15,6 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, selectinload
 
+from clue_coordinator import actor
 from clue_coordinator.database import Database, reason
 from clue_coordinator.errors import ConflictError, CoordinatorError
 from clue_coordinator.migrations import migrate
@@ -105,8 +106,8 @@ class Ledger:
             raise CoordinatorError(f"the ledger failed: {reason(error)}; {outcome}") from None
 
     def record(self, session: Session, kind: str, **fields: Any) -> None:
-        """Append an event to the history, in the transaction of ``session``."""
-        session.add(Event(at=self.clock(), kind=kind, **fields))
+        """Append an event to the history, in the transaction of ``session``; it says who is acting."""
+        session.add(Event(**{"at": self.clock(), "kind": kind, "actor": actor.current()} | fields))
 
 
 def find_fleet(session: Session, name: str) -> Fleet | None:

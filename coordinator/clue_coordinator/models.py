@@ -51,6 +51,9 @@ class Device(Base):
     online: Mapped[bool] = mapped_column(Boolean, default=False)
     last_seen: Mapped[float | None] = mapped_column(Float)
     enrolled_at: Mapped[float] = mapped_column(Float)
+    labels: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)
+    # Taken out for good; its name and its receipts stay.
+    retired_at: Mapped[float | None] = mapped_column(Float)
     fleet: Mapped[Fleet] = relationship(back_populates="devices")
 
 
@@ -72,6 +75,20 @@ class Request(Base):
     created_at: Mapped[float] = mapped_column(Float)
     expires_at: Mapped[float] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
+    # Which devices (targets.Target) and how (plan.RolloutPlan).
+    target: Mapped[dict[str, object]] = mapped_column(JSON, default=dict)
+    plan: Mapped[dict[str, object]] = mapped_column(JSON, default=dict)
+    # Number of executions by state: a count over all of them with every receipt would make a rollout quadratic.
+    counts: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
+    # The newest wave that may begin, since when, and the last one there is; the canary is wave 0.
+    wave: Mapped[int] = mapped_column(Integer, default=1)
+    wave_at: Mapped[float | None] = mapped_column(Float)
+    waves: Mapped[int] = mapped_column(Integer, default=1)
+    paused_at: Mapped[float | None] = mapped_column(Float)
+    reason: Mapped[str] = mapped_column(String, default="")
+    retry_of: Mapped[str | None] = mapped_column(String(36))
+    # Of its fleet's requests; 0 for those of the first form.
+    sequence: Mapped[int] = mapped_column(Integer, default=0)
     fleet: Mapped[Fleet] = relationship()
     executions: Mapped[list["Execution"]] = relationship(back_populates="request", order_by="Execution.device_pk")
 
@@ -83,23 +100,85 @@ class Execution(Base):
     __table_args__ = (
         UniqueConstraint("request_id", "device_pk"),
         Index("ix_execution_state", "state", "lease_until"),
+        Index("ix_execution_request", "request_id", "state", "wave"),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     request_id: Mapped[str] = mapped_column(ForeignKey("request.id"))
     device_pk: Mapped[int] = mapped_column(ForeignKey("device.id"), index=True)
     state: Mapped[str] = mapped_column(String(20))
+    wave: Mapped[int] = mapped_column(Integer, default=1)
     # Handed to the dispatcher until then; nobody else may take it.
     lease_until: Mapped[float | None] = mapped_column(Float)
-    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    # Not begun before: back-off, or quiet hours.
+    not_before: Mapped[float | None] = mapped_column(Float)
+    # The device may have it: it was handed out and no answer came yet.
+    handed_out: Mapped[bool] = mapped_column(Boolean, default=False)
+    # "patch" while it waits for one.
+    waiting: Mapped[str] = mapped_column(String(16), default="")
+    # Which attempt of the request's max_attempts, from 1.
+    attempt: Mapped[int] = mapped_column(Integer, default=1)
+    # Answers that were no receipts.
+    faults: Mapped[int] = mapped_column(Integer, default=0)
     stage: Mapped[str] = mapped_column(String(32), default="")
     fraction: Mapped[float] = mapped_column(Float, default=0.0)
     reason: Mapped[str] = mapped_column(String(64), default="")
     detail: Mapped[str] = mapped_column(String, default="")
     receipt_envelope: Mapped[bytes | None] = mapped_column(LargeBinary)
+    # What the accepted receipt says, as shares; None where it was not measured.
+    ua_before: Mapped[float | None] = mapped_column(Float)
+    ua_after: Mapped[float | None] = mapped_column(Float)
+    ra_before: Mapped[float | None] = mapped_column(Float)
+    ra_after: Mapped[float | None] = mapped_column(Float)
+    ra_drop: Mapped[float | None] = mapped_column(Float)
+    # Digest of the model before, as the device says.
+    base_digest: Mapped[str] = mapped_column(String(64), default="")
+    patch_id: Mapped[str | None] = mapped_column(ForeignKey("patch.id"))
+    started_at: Mapped[float | None] = mapped_column(Float)
+    finished_at: Mapped[float | None] = mapped_column(Float)
     updated_at: Mapped[float] = mapped_column(Float)
-    request: Mapped[Request] = relationship(back_populates="executions")
+    request: Mapped[Request] = relationship(back_populates="executions", foreign_keys=[request_id])
     device: Mapped[Device] = relationship()
+    patch: Mapped["Patch | None"] = relationship(lazy="selectin")
+
+
+class PastReceipt(Base):
+    """A receipt that was not the last word: of an attempt after which there was another."""
+
+    __tablename__ = "past_receipt"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    execution_id: Mapped[str] = mapped_column(ForeignKey("execution.id"), index=True)
+    attempt: Mapped[int] = mapped_column(Integer)
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    received_at: Mapped[float] = mapped_column(Float)
+
+
+class Update(Base):
+    """What forgetting changed in a device's model, kept until its request is over."""
+
+    __tablename__ = "model_update"
+
+    execution_id: Mapped[str] = mapped_column(ForeignKey("execution.id"), primary_key=True)
+    base_digest: Mapped[str] = mapped_column(String(64), index=True)
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    received_at: Mapped[float] = mapped_column(Float)
+
+
+class Patch(Base):
+    """A signed patch for devices without images; ``id`` is the request id of its envelope."""
+
+    __tablename__ = "patch"
+    __table_args__ = (UniqueConstraint("request_id", "base_digest"),)
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    request_id: Mapped[str] = mapped_column(ForeignKey("request.id"))
+    base_digest: Mapped[str] = mapped_column(String(64))
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    # Megabytes: read only where it is handed out.
+    body: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+    report: Mapped[dict[str, object]] = mapped_column(JSON)
+    created_at: Mapped[float] = mapped_column(Float)
 
 
 class Event(Base):
@@ -114,3 +193,22 @@ class Event(Base):
     device_id: Mapped[str] = mapped_column(String(63), default="")
     request_id: Mapped[str] = mapped_column(String(36), default="", index=True)
     detail: Mapped[str] = mapped_column(String, default="")
+    # Name of the operator's token; empty where a device or the coordinator itself did it.
+    actor: Mapped[str] = mapped_column(String(63), default="", server_default="")
+
+
+class Token(Base):
+    """A bearer token of the operator API: its SHA-256, never the token itself. Rows stay when it is revoked."""
+
+    __tablename__ = "token"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), unique=True)
+    role: Mapped[str] = mapped_column(String(16))
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    created_by: Mapped[str] = mapped_column(String(63))
+    expires_at: Mapped[float | None] = mapped_column(Float)
+    revoked_at: Mapped[float | None] = mapped_column(Float)
+    # Written at most once a minute.
+    last_used_at: Mapped[float | None] = mapped_column(Float)

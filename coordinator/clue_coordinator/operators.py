@@ -1,12 +1,10 @@
-"""The operator API: gRPC over TLS, bearer token, every call answered from the ledger."""
+"""The operator API: every call answered from the ledger. Who may call is decided before, in access.py."""
 
-import hmac
 import json
 import logging
-from collections.abc import Callable, Iterator
-from concurrent import futures
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 
 import grpc
 from securesystemslib.signer import Signer
@@ -14,41 +12,31 @@ from sqlalchemy import select
 from sqlalchemy.orm import selectinload
 
 import clue
-from clue_coordinator import rollout, views
+from clue_coordinator import actor, devices, pages, requests, views
+from clue_coordinator.answers import answering as _answering
 from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.dispatch import DispatcherKeeper
-from clue_coordinator.enrol import add_device, check_new_device, create_fleet, require_fleet
-from clue_coordinator.errors import ConflictError, CoordinatorError, FlowerError, UsageError
+from clue_coordinator.enrol import add_device, check_new_device, create_fleet
+from clue_coordinator.errors import FlowerError, UsageError
 from clue_coordinator.flower import Flower
-from clue_coordinator.ledger import Ledger, find_request
-from clue_coordinator.models import Device, Fleet, Request
-from clue_coordinator.states import FINAL_REQUEST
+from clue_coordinator.ledger import Ledger
+from clue_coordinator.models import Fleet
+from clue_coordinator.plan import parse_plan
+from clue_coordinator.progress import progress_of
+from clue_coordinator.targets import Target
+from clue_coordinator.token_service import TokenMethods
+from clue_coordinator.watching import WatchedRequests
 from clue_protocol.documents import Enrolment, Trust
-from clue_protocol.errors import DocumentError
 from clue_protocol.v1 import operator_pb2 as pb
 from clue_protocol.v1 import operator_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-_STATUS = {
-    UsageError: grpc.StatusCode.INVALID_ARGUMENT,
-    DocumentError: grpc.StatusCode.INVALID_ARGUMENT,
-    ConflictError: grpc.StatusCode.FAILED_PRECONDITION,
-    FlowerError: grpc.StatusCode.UNAVAILABLE,
-}
+_EXECUTIONS, _MAX_EXECUTIONS = 50, 500
+_WATCH_PAUSE_SECONDS = 0.2
 
 
-@contextmanager
-def _answering(context: grpc.ServicerContext) -> Iterator[None]:
-    """Turn our errors into gRPC status codes with the one-line message."""
-    try:
-        yield
-    except (CoordinatorError, DocumentError) as error:
-        code = next((c for kind, c in _STATUS.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
-        context.abort(code, str(error))
-
-
-class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
+class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
     """See operator.proto."""
 
     def __init__(
@@ -64,6 +52,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
         self._flower = flower
         self._keeper = keeper
         self._signer = signer
+        self._watched = WatchedRequests(ledger, self._view)
 
     def GetServerInfo(  # noqa: D102
         self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
@@ -92,6 +81,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
     def AddDevice(self, request: pb.AddDeviceRequest, context: grpc.ServicerContext) -> pb.AddDeviceResponse:  # noqa: D102
         with _answering(context):
             enrolment = Enrolment.from_json(request.enrolment_json)
+            enrolment = replace(enrolment, labels=devices.merged_labels(enrolment.labels, request.labels))
             check_new_device(self._ledger, request.fleet, enrolment)
             # Registering the same key again gives the same node, so a crash in between is harmless.
             node_id = self._flower.register(enrolment.supernode_key, enrolment.device_id)
@@ -105,46 +95,73 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             return pb.AddDeviceResponse(device=views.device_view(device), trust_json=trust.to_json())
         raise AssertionError
 
+    def GetDevice(self, request: pb.GetDeviceRequest, context: grpc.ServicerContext) -> pb.Device:  # noqa: D102
+        with _answering(context), self._ledger.read() as session:
+            return views.device_view(devices.require_device(session, request.device_id))
+        raise AssertionError
+
     def ListDevices(self, request: pb.ListDevicesRequest, context: grpc.ServicerContext) -> pb.ListDevicesResponse:  # noqa: D102
         with _answering(context), self._ledger.read() as session:
-            query = select(Device).order_by(Device.device_id).options(selectinload(Device.fleet))
-            if request.fleet:
-                query = query.where(Device.fleet_id == require_fleet(session, request.fleet).id)
-            return pb.ListDevicesResponse(devices=[views.device_view(d) for d in session.scalars(query)])
+            found, token = pages.devices_page(session, request)
+            return pb.ListDevicesResponse(devices=map(views.device_view, found), next_page_token=token)
+        raise AssertionError
+
+    def LabelDevice(self, request: pb.LabelDeviceRequest, context: grpc.ServicerContext) -> pb.Device:  # noqa: D102
+        with _answering(context):
+            labels, remove = dict(request.set), list(request.remove)
+            return views.device_view(devices.label_device(self._ledger, request.device_id, labels, remove))
+        raise AssertionError
+
+    def RetireDevice(self, request: pb.RetireDeviceRequest, context: grpc.ServicerContext) -> pb.Device:  # noqa: D102
+        with _answering(context):
+            device = devices.retire_device(self._ledger, request.device_id)
+            try:
+                self._flower.unregister(int(device.node_id))
+            except FlowerError as error:
+                # It gets nothing any more, connected or not.
+                log.warning("device %s is retired, but Flower still admits it: %s", device.device_id, error)
+            return views.device_view(device)
+        raise AssertionError
+
+    def PlanForget(self, request: pb.ForgetCall, context: grpc.ServicerContext) -> pb.ForgetPlan:  # noqa: D102
+        with _answering(context), self._ledger.read() as session:
+            order = _order(request)
+            now = self._ledger.clock()
+            return views.plan_view(order, requests.plan_request(session, order, now), now)
         raise AssertionError
 
     def Forget(self, request: pb.ForgetCall, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
         with _answering(context):
-            order = rollout.ForgetOrder(
-                fleet=request.fleet,
-                forget_class=request.forget_class,
-                method=request.method,
-                hyperparameters=_hyperparameters(request.hyperparameters_json),
-                seed=request.seed,
-                max_ua=request.policy.max_ua,
-                max_ra_drop=request.policy.max_ra_drop,
-                expires_in_seconds=request.expires_in_seconds,
-                idempotency_key=request.idempotency_key or None,
-            )
-            request_id = rollout.create_request(self._ledger, order, self._signer)
+            request_id = requests.create_request(self._ledger, _order(request), self._signer)
             log.info("request %s: forget '%s' on fleet %s", request_id, request.forget_class, request.fleet)
             return self._view(request_id)
         raise AssertionError
 
     def GetRequest(self, request: pb.GetRequestRequest, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
         with _answering(context):
-            return self._view(request.request_id)
+            return self._view(request.request_id, request.max_executions)
         raise AssertionError
 
     def ListRequests(  # noqa: D102
         self, request: pb.ListRequestsRequest, context: grpc.ServicerContext
     ) -> pb.ListRequestsResponse:
         with _answering(context), self._ledger.read() as session:
-            query = select(Request).order_by(Request.created_at.desc()).options(selectinload(Request.fleet))
-            if request.fleet:
-                query = query.where(Request.fleet_id == require_fleet(session, request.fleet).id)
-            found = [views.request_view(r, executions=False) for r in session.scalars(query)]
-            return pb.ListRequestsResponse(requests=found)
+            found, token = pages.requests_page(session, request)
+            return pb.ListRequestsResponse(requests=map(views.request_view, found), next_page_token=token)
+        raise AssertionError
+
+    def ListExecutions(  # noqa: D102
+        self, request: pb.ListExecutionsRequest, context: grpc.ServicerContext
+    ) -> pb.ListExecutionsResponse:
+        with _answering(context), self._ledger.read() as session:
+            found, token = pages.executions_page(session, request)
+            return pb.ListExecutionsResponse(executions=map(views.execution_view, found), next_page_token=token)
+        raise AssertionError
+
+    def ListEvents(self, request: pb.ListEventsRequest, context: grpc.ServicerContext) -> pb.ListEventsResponse:  # noqa: D102
+        with _answering(context), self._ledger.read() as session:
+            found, token = pages.events_page(session, request)
+            return pb.ListEventsResponse(events=map(views.event_view, found), next_page_token=token)
         raise AssertionError
 
     def WatchRequest(  # noqa: D102
@@ -152,22 +169,66 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
     ) -> Iterator[pb.RequestView]:
         last: pb.RequestView | None = None
         with _answering(context):
+            watched = self._watched.watch(request.request_id, request.max_executions)
             while context.is_active():
-                version = self._ledger.version
-                view = self._view(request.request_id)
+                version, view = watched.now()
                 if view != last:
                     yield view
                     last = view
-                if pb.RequestState.Name(view.state).removeprefix("REQUEST_STATE_") in FINAL_REQUEST:
+                if view.HasField("finished_at"):
                     return
                 self._ledger.wait_for_change(version, 2.0)
+                # A busy fleet changes a hundred times a second; nobody reads that fast.
+                time.sleep(_WATCH_PAUSE_SECONDS)
 
-    def _view(self, request_id: str) -> pb.RequestView:
+    def CancelRequest(self, request: pb.ChangeRequestCall, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
+        with _answering(context):
+            return self._view(requests.cancel_request(self._ledger, request.request_id, request.comment))
+        raise AssertionError
+
+    def PauseRequest(self, request: pb.ChangeRequestCall, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
+        with _answering(context):
+            return self._view(requests.pause_request(self._ledger, request.request_id, request.comment))
+        raise AssertionError
+
+    def ResumeRequest(self, request: pb.ChangeRequestCall, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
+        with _answering(context):
+            return self._view(requests.resume_request(self._ledger, request.request_id, request.comment))
+        raise AssertionError
+
+    def RetryRequest(self, request: pb.RetryRequestCall, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
+        with _answering(context):
+            names, key = list(request.devices), request.idempotency_key or None
+            return self._view(
+                requests.retry_request(self._ledger, request.request_id, self._signer, names, idempotency_key=key)
+            )
+        raise AssertionError
+
+    def _view(self, request_id: str, executions: int = 0) -> pb.RequestView:
+        if executions > _MAX_EXECUTIONS:
+            raise UsageError(f"an answer has at most {_MAX_EXECUTIONS} executions: see ListExecutions for all")
         with self._ledger.read() as session:
-            found = find_request(session, request_id)
-            if found is None:
-                raise UsageError(f"there is no request '{request_id}'")
-            return views.request_view(found)
+            request = requests.require_request(session, request_id)
+            limit = executions or _EXECUTIONS
+            return views.request_view(request, progress_of(session, request, limit, self._ledger.clock()))
+
+
+def _order(call: pb.ForgetCall) -> requests.ForgetOrder:
+    return requests.ForgetOrder(
+        fleet=call.fleet,
+        forget_class=call.forget_class,
+        method=call.method,
+        hyperparameters=_hyperparameters(call.hyperparameters_json),
+        seed=call.seed,
+        max_ua=call.policy.max_ua,
+        max_ra_drop=call.policy.max_ra_drop,
+        max_tries=call.policy.max_tries,
+        expires_in_seconds=call.expires_in_seconds,
+        idempotency_key=call.idempotency_key or None,
+        created_by=actor.current() or "operator",
+        target=Target(where=call.target.where, devices=tuple(call.target.devices), continuous=call.target.continuous),
+        plan=parse_plan(views.rollout_data(call.rollout)),
+    )
 
 
 def _hyperparameters(text: str) -> dict[str, object] | None:
@@ -180,48 +241,3 @@ def _hyperparameters(text: str) -> dict[str, object] | None:
     if not isinstance(value, dict):
         raise UsageError("the hyper-parameters are not a JSON object")
     return value
-
-
-if TYPE_CHECKING:
-    # Generic in the type stubs only.
-    _Interceptor = grpc.ServerInterceptor[Any, Any]
-else:
-    _Interceptor = grpc.ServerInterceptor
-
-
-class _TokenInterceptor(_Interceptor):
-    """Refuses every call that does not carry the operator's token."""
-
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}"
-
-    def intercept_service(
-        self, continuation: Callable[[Any], Any], details: grpc.HandlerCallDetails
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        given = next((str(v) for k, v in details.invocation_metadata or () if k == "authorization"), "")
-        if hmac.compare_digest(given.encode(), self._expected.encode()):
-            return continuation(details)  # type: ignore[no-any-return]
-        return grpc.unary_unary_rpc_method_handler(_refuse)
-
-
-def _refuse(_request: Any, context: grpc.ServicerContext) -> Any:
-    context.abort(grpc.StatusCode.UNAUTHENTICATED, "the operator token is missing or wrong")
-
-
-def serve(service: OperatorService, config: CoordinatorConfig, token: str) -> grpc.Server:
-    """Start the operator API; CoordinatorError if the port cannot be had. The caller stops it."""
-    credentials = grpc.ssl_server_credentials(
-        [((config.pki / "server-key.pem").read_bytes(), (config.pki / "server.pem").read_bytes())]
-    )
-    server = grpc.server(
-        futures.ThreadPoolExecutor(max_workers=16, thread_name_prefix="operator"),
-        interceptors=[_TokenInterceptor(token)],
-        options=[("grpc.so_reuseport", 0)],
-    )
-    operator_pb2_grpc.add_OperatorServiceServicer_to_server(service, server)
-    try:
-        server.add_secure_port(config.operator_address, credentials)
-    except RuntimeError:
-        raise CoordinatorError(f"cannot listen on {config.operator_address}: the port is in use") from None
-    server.start()
-    return server

@@ -69,6 +69,16 @@ def check_pki(folder: Path) -> None:
         raise ConfigError(f"{folder}/server.pem and server-key.pem do not belong together")
 
 
+def uncovered(folder: Path, hosts: Sequence[str]) -> list[str]:
+    """Those of ``hosts`` that the server's certificate does not name: clients that connect to them will refuse it."""
+    certificate = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return list(hosts)
+    return [host for host in hosts if _names([host])[0] not in names]
+
+
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, until: datetime
 ) -> x509.CertificateBuilder:

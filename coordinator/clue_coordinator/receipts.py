@@ -26,11 +26,13 @@ def accept_receipt(envelope: bytes, execution: Execution) -> pb.Receipt:
         raise ReceiptError(str(error)) from None
     if receipt.device_id != execution.device.device_id:
         raise ReceiptError(f"it is of device {receipt.device_id!r}")
-    if receipt.request_id != execution.request_id:
+    patch = execution.patch
+    document, sent = (execution.request_id, execution.request.envelope) if patch is None else (patch.id, patch.envelope)
+    if receipt.request_id != document:
         raise ReceiptError(f"it is for request {receipt.request_id!r}")
     if receipt.outcome not in _OUTCOMES:
         raise ReceiptError(f"its outcome is {receipt.outcome}")
-    same_bytes = receipt.request_digest == envelope_digest(execution.request.envelope)
+    same_bytes = receipt.request_digest == envelope_digest(sent)
     if not same_bytes and receipt.outcome != pb.OUTCOME_REJECTED:
         raise ReceiptError("it answers other bytes than the request that was sent")
     return receipt

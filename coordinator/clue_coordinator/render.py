@@ -1,161 +1,178 @@
-"""Requests as people read them (rich tables) and as programs do (plain data for JSON)."""
+"""Lists, devices, plans and the history as people read them."""
 
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from clue_protocol.v1 import forget_pb2
+from clue_coordinator.plain import rule_text
+from clue_coordinator.render_request import COLOURS, state_text
+from clue_coordinator.terminal import duration_text, minute_text, names_text, natural, table, time_text
 from clue_protocol.v1 import operator_pb2 as pb
 
-_COLOURS = {
-    "SUCCEEDED": "green",
-    "FAILED": "red",
-    "REJECTED": "red",
-    "TIMED_OUT": "red",
-    "IN_PROGRESS": "cyan",
-}
+_PLAN_DEVICES = 8
+_SHORT_ID = 8
+_WHOLE_ID_COLUMNS = 110
 
 
-def request_state(view: pb.RequestView) -> str:
-    """State of a request as one word."""
-    return pb.RequestState.Name(view.state).removeprefix("REQUEST_STATE_")
-
-
-def execution_state(view: pb.ExecutionView) -> str:
-    """State of an execution as one word."""
-    return pb.ExecutionState.Name(view.state).removeprefix("EXECUTION_STATE_")
-
-
-def request_table(view: pb.RequestView) -> RenderableType:
-    """A request and its devices."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("device", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for name in ("UA %", "RA %", "seconds", "joules"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("receipt", no_wrap=True)
-    for execution in view.executions:
-        state = execution_state(execution)
-        receipt = execution.receipt if execution.HasField("receipt") else None
-        measured = receipt is not None and receipt.HasField("ua_after")
-        table.add_row(
-            execution.device_id,
-            Text(state, _COLOURS.get(state, "")),
-            change(receipt.ua_before, receipt.ua_after) if measured and receipt else "",
-            change(receipt.ra_before, receipt.ra_after) if measured and receipt else "",
-            f"{receipt.latency_seconds:.1f}" if measured and receipt else "",
-            joules(receipt) if receipt is not None else "",
-            receipt_word(execution),
-        )
-    problems = [
-        Text(f"{e.device_id}: {e.reason or 'note'}: {e.detail}", style="red" if e.reason else "")
-        for e in view.executions
-        if e.detail and (e.reason or execution_state(e) not in ("SUCCEEDED",))
-    ]
-    title = Text.assemble(
-        ("forget ", "bold"),
-        (view.forget_class, "bold magenta"),
-        (f" on {view.fleet}", "bold"),
-        f"  {request_state(view)}  {view.request_id}",
+def requests_table(views: Iterable[pb.RequestView], columns: int) -> Table:
+    """Requests, a line each; their whole ids where there is room."""
+    found = table(
+        *("request", "asked (UTC)", "fleet", "class", "state", "succeeded", "bad", "open"),
+        right=("succeeded", "bad", "open"),
+        wide=("fleet", "class"),
     )
-    return Group(title, table, *problems)
+    for view in views:
+        counts = view.counts
+        failed = sum(counts.get(state, 0) for state in ("FAILED", "REJECTED", "TIMED_OUT"))
+        left = counts.get("QUEUED", 0) + counts.get("IN_PROGRESS", 0)
+        found.add_row(
+            view.request_id[:_SHORT_ID] if columns < _WHOLE_ID_COLUMNS else view.request_id,
+            minute_text(view.created_at),
+            view.fleet,
+            view.forget_class,
+            state_text(view),
+            f"{counts.get('SUCCEEDED', 0)} of {sum(counts.values())}",
+            Text(str(failed), COLOURS["FAILED"]) if failed else "",
+            str(left) if left else "",
+        )
+    return found
 
 
-def live_view(view: pb.RequestView) -> RenderableType:
-    """A request while it runs: one bar per device."""
+def fleets_table(fleets: Iterable[pb.Fleet]) -> Table:
+    """Fleets, a line each."""
+    found = table("fleet", "devices", "classes", right=["devices"], wide=("fleet", "classes"))
+    for fleet in fleets:
+        found.add_row(fleet.name, str(fleet.devices), ", ".join(fleet.classes))
+    return found
+
+
+def devices_table(devices: Iterable[pb.Device]) -> RenderableType:
+    """Devices, a line each."""
+    found = table(
+        "device", "fleet", "online", "last seen (UTC)", "labels", "model", "version", wide=("fleet", "labels")
+    )
+    rows = sorted(devices, key=lambda device: natural(device.device_id))
+    for device in rows:
+        found.add_row(
+            device.device_id,
+            device.fleet,
+            _presence(device),
+            minute_text(device.last_seen) if device.HasField("last_seen") else "never",
+            _labels(device),
+            device.model_digest[:_SHORT_ID],
+            device.software_version,
+        )
+    online = sum(device.online for device in rows)
+    retired = sum(device.HasField("retired_at") for device in rows)
+    tail = f", {retired:,} retired" if retired else ""
+    return Group(found, Text(f"{online:,} online, {len(rows) - online - retired:,} offline{tail}", style="dim"))
+
+
+def _presence(device: pb.Device) -> Text:
+    if device.HasField("retired_at"):
+        return Text("retired", "yellow")
+    return Text("yes", "green") if device.online else Text("no", "red")
+
+
+def _labels(device: pb.Device) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(device.labels.items()))
+
+
+def plan_page(plan: pb.ForgetPlan) -> RenderableType:
+    """What ``--dry-run`` shows."""
+    devices = [device for wave in plan.waves for device in wave.devices]
+    title = Text.assemble(
+        ("would forget ", "bold"),
+        (plan.forget_class, "bold magenta"),
+        (f" on {len(devices):,} device(s) of {plan.fleet}", "bold"),
+        f", deadline {minute_text(plan.expires_at)} UTC",
+    )
+    waves = table("wave", "begins", "devices", "which", right=["devices"], wide=("which",))
+    canary = bool(plan.waves) and plan.waves[0].number == 0
+    for wave in plan.waves:
+        shown = names_text([_planned(device) for device in wave.devices], _PLAN_DEVICES)
+        name = "canary" if wave.number == 0 else str(wave.number)
+        waves.add_row(name, _begins(wave, canary), f"{len(wave.devices):,}", shown)
+    return Group(
+        title, waves, *_remarks(plan, devices), Text("nothing was changed; --json FILE lists every device", style="dim")
+    )
+
+
+def _begins(wave: pb.Wave, after_canary: bool) -> str:
+    later = duration_text(wave.earliest_seconds) if wave.earliest_seconds else ""
+    if wave.number > 0 and after_canary:
+        return f"{later} after the canary" if later else "after the canary"
+    return f"after {later}" if later else "now"
+
+
+def _planned(device: pb.PlannedDevice) -> str:
+    marks = ("" if device.online else "*") + ("?" if device.unknown_class else "")
+    return device.device_id + marks + ("~" if device.HasField("quiet_until") else "")
+
+
+def _remarks(plan: pb.ForgetPlan, devices: Sequence[pb.PlannedDevice]) -> list[Text]:
+    """What an operator should know before they leave out --dry-run."""
+    lines = []
+    rules = ", ".join(rule_text(rule) for rule in plan.rollout.abort_if)
+    after = f" once {plan.rollout.abort_after} have answered" if plan.rollout.abort_after else ""
+    if rules:
+        lines.append(Text(f"aborts if {rules}{after}"))
+    if plan.target.continuous:
+        lines.append(Text("devices that come to match before the deadline are asked too"))
+    for mark, number, what in (
+        ("*", sum(not d.online for d in devices), "offline now: asked when they are back"),
+        (
+            "?",
+            sum(d.unknown_class for d in devices),
+            "have a model that does not know the class, and will answer REJECTED",
+        ),
+        ("~", sum(d.HasField("quiet_until") for d in devices), "have quiet hours now, and begin after them"),
+    ):
+        if number:
+            lines.append(Text(f"{mark} {number:,} {what}", "yellow"))
+    return lines
+
+
+def device_page(device: pb.Device, events: list[pb.Event]) -> RenderableType:
+    """One device with its newest history."""
     grid = Table.grid(padding=(0, 2))
-    for execution in view.executions:
-        state = execution_state(execution)
-        done = 1.0 if execution.HasField("receipt") else execution.progress.fraction
-        bar = ProgressBar(total=1.0, completed=done, width=30)
-        stage = execution.progress.stage if state == "IN_PROGRESS" else execution.reason
-        grid.add_row(execution.device_id, bar, Text(state, _COLOURS.get(state, "")), stage)
-    head = Text.assemble(("forgetting ", "bold"), (view.forget_class, "bold magenta"), (f" on {view.fleet}", "bold"))
-    return Group(head, grid)
+    seen = f"last seen {time_text(device.last_seen)} UTC" if device.HasField("last_seen") else "never seen"
+    retired = f"retired {minute_text(device.retired_at)} UTC" if device.HasField("retired_at") else ""
+    for name, value in (
+        ("device", device.device_id),
+        ("fleet", device.fleet),
+        ("presence", Text.assemble(retired or ("online" if device.online else ("offline", "red")), f", {seen}")),
+        ("labels", _labels(device) or "none"),
+        ("classes", ", ".join(device.classes)),
+        ("model", device.model_digest),
+        ("software", device.software_version),
+        ("enrolled", f"{minute_text(device.enrolled_at)} UTC"),
+        ("node", str(device.node_id)),
+    ):
+        grid.add_row(Text(name, "bold"), value)
+    return Group(grid, Text(), events_table(events, hide=("device",)))
 
 
-def change(before: forget_pb2.Accuracy, after: forget_pb2.Accuracy) -> str:
-    """``78.4 -> 3.2``, in percent."""
-    return f"{percent(before)} -> {percent(after)}"
-
-
-def percent(accuracy: forget_pb2.Accuracy) -> str:
-    """An accuracy in percent, ``-`` without samples."""
-    return f"{100 * accuracy.correct / accuracy.samples:.1f}" if accuracy.samples else "-"
-
-
-def joules(receipt: forget_pb2.Receipt) -> str:
-    """Energy with its source."""
-    if not receipt.HasField("energy"):
-        return ""
-    return energy_text(receipt.energy.joules, receipt.energy.source)
-
-
-def energy_text(joules: float, source: str) -> str:
-    """``66 est.``: joules, and where they come from."""
-    return f"{joules:.0f} {'est.' if source == 'estimated' else source}"
-
-
-def receipt_word(execution: pb.ExecutionView) -> str:
-    """Whether the receipt verifies."""
-    if not execution.receipt_envelope:
-        return "none yet"
-    return "verified" if execution.receipt_verified else "NOT VERIFIED"
-
-
-def request_data(view: pb.RequestView) -> dict[str, Any]:
-    """A request as plain data (``--json``). Accuracies are shares in [0, 1], null where not measured."""
-    return {
-        "request_id": view.request_id,
-        "fleet": view.fleet,
-        "forget_class": view.forget_class,
-        "method": view.method,
-        "state": request_state(view),
-        "created_at": _time(view, "created_at"),
-        "expires_at": _time(view, "expires_at"),
-        "finished_at": _time(view, "finished_at"),
-        "policy": {"max_ua": view.policy.max_ua, "max_ra_drop": view.policy.max_ra_drop},
-        "devices": [device_data(execution) for execution in view.executions],
-    }
-
-
-def device_data(execution: pb.ExecutionView) -> dict[str, Any]:
-    """One device's part of a request as plain data."""
-    receipt = execution.receipt if execution.HasField("receipt") else forget_pb2.Receipt()
-    has_energy = receipt.HasField("energy")
-    return {
-        "device_id": execution.device_id,
-        "state": execution_state(execution),
-        "reason": execution.reason,
-        "detail": execution.detail,
-        "ua_before": _share(receipt.ua_before),
-        "ua_after": _share(receipt.ua_after),
-        "ra_before": _share(receipt.ra_before),
-        "ra_after": _share(receipt.ra_after),
-        "ua_samples": receipt.ua_after.samples,
-        "ra_samples": receipt.ra_after.samples,
-        "forget_samples": receipt.forget_samples,
-        "method": receipt.method,
-        "latency_seconds": receipt.latency_seconds if execution.HasField("receipt") else None,
-        "unlearning_seconds": receipt.unlearning_seconds if has_energy else None,
-        "energy_joules": receipt.energy.joules if has_energy else None,
-        "energy_source": receipt.energy.source if has_energy else None,
-        "peak_memory_bytes": receipt.peak_memory_bytes if has_energy else None,
-        "model_digest_before": receipt.model_digest_before,
-        "model_digest_after": receipt.model_digest_after,
-        "receipt_verified": execution.receipt_verified,
-        "receipt": execution.receipt_envelope.decode(errors="replace"),
-    }
-
-
-def _share(accuracy: forget_pb2.Accuracy) -> float | None:
-    return accuracy.correct / accuracy.samples if accuracy.samples else None
-
-
-def _time(view: pb.RequestView, name: str) -> str | None:
-    stamp = getattr(view, name)
-    return stamp.ToJsonString() if view.HasField(name) and stamp.seconds else None  # type: ignore[arg-type]
+def events_table(events: Iterable[pb.Event], hide: Sequence[str] = ()) -> RenderableType:
+    """A part of the history; a column in which nothing stands is left out."""
+    rows = [
+        {
+            "time (UTC)": time_text(event.at),
+            # The state of a device says so by itself.
+            "event": event.kind.removeprefix("execution."),
+            "device": event.device_id,
+            "request": event.request_id[:_SHORT_ID],
+            "who": event.actor,
+            "detail": event.detail,
+        }
+        for event in events
+    ]
+    if not rows:
+        return Text("nothing happened yet", style="dim")
+    names = [name for name in rows[0] if name not in hide and any(row[name] for row in rows)]
+    found = table(*names, wide=("detail",))
+    for row in rows:
+        found.add_row(*(Text(row[name], COLOURS.get(row[name].upper(), "")) for name in names))
+    return found

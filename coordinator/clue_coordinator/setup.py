@@ -1,13 +1,14 @@
 """``clue-coordinator init``: keys, certificates, ledger and configuration of an installation."""
 
-import secrets
 import shutil
+from contextlib import closing, suppress
 from pathlib import Path
 
 from clue_coordinator.config import CoordinatorConfig, config_text
 from clue_coordinator.errors import ConfigError, ConflictError
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.pki import create_pki
+from clue_coordinator.tokens import any_token, install_local_admin, is_usable, new_secret
 from clue_protocol.files import LOCK_FILE, HomeLock, private_folder, write_atomic, write_new_secret
 from clue_protocol.keys import create_signing_key
 
@@ -36,6 +37,28 @@ def initialise(config: CoordinatorConfig) -> None:
         lock.release()
 
 
+def recover_local_admin(config: CoordinatorConfig) -> str:
+    """Put a new admin token into the home folder; returns its name. The coordinator must be stopped."""
+    lock = HomeLock(config.home)
+    lock.acquire()
+    try:
+        secret = new_secret()
+        with closing(Ledger(config.ledger_place)) as ledger, ledger.claimed():
+            name = install_local_admin(ledger, secret)
+            write_atomic(config.operator_token, f"{secret}\n".encode(), 0o600)
+            return name
+    finally:
+        lock.release()
+
+
+def knows_local_token(config: CoordinatorConfig) -> bool:
+    """True if the token in the home folder can be used, or will be adopted when the coordinator starts."""
+    with closing(Ledger(config.ledger_place)) as ledger, suppress(OSError, UnicodeDecodeError):
+        secret = config.operator_token.read_text(encoding="ascii").strip()
+        return not any_token(ledger) or is_usable(ledger, secret)
+    return False
+
+
 def _fill(config: CoordinatorConfig, existed: bool) -> None:
     """The work of :func:`initialise`, under the home's lock: two at once must not undo each other."""
     home = config.home
@@ -43,9 +66,11 @@ def _fill(config: CoordinatorConfig, existed: bool) -> None:
         raise ConflictError(f"{home} is being filled by another 'clue-coordinator init'")
     try:
         create_signing_key(config.request_key)
-        create_pki(config.pki, config.hosts)
-        write_new_secret(config.operator_token, f"{secrets.token_urlsafe(32)}\n".encode())
-        Ledger(config.ledger_place).close()
+        create_pki(config.pki, config.certificate_hosts)
+        secret = new_secret()
+        write_new_secret(config.operator_token, f"{secret}\n".encode())
+        with closing(Ledger(config.ledger_place)) as ledger:
+            install_local_admin(ledger, secret)
         # Last: its presence says that the home is complete. Private: a database URL may hold a password.
         write_atomic(home / "coordinator.toml", config_text(config).encode(), 0o600)
     except BaseException as error:

@@ -14,6 +14,8 @@ class RequestState(StrEnum):
     IN_PROGRESS = "IN_PROGRESS"
     COMPLETED = "COMPLETED"
     CANCELED = "CANCELED"
+    # Stopped by its own abort criteria.
+    ABORTED = "ABORTED"
 
 
 class ExecutionState(StrEnum):
@@ -30,14 +32,18 @@ class ExecutionState(StrEnum):
 
 
 FINAL = frozenset(set(ExecutionState) - {ExecutionState.QUEUED, ExecutionState.IN_PROGRESS})
-FINAL_REQUEST = frozenset({RequestState.COMPLETED, RequestState.CANCELED})
+ACTIVE = frozenset({ExecutionState.QUEUED, ExecutionState.IN_PROGRESS})
+FINAL_REQUEST = frozenset({RequestState.COMPLETED, RequestState.CANCELED, RequestState.ABORTED})
+OPEN_REQUEST = frozenset(set(RequestState) - FINAL_REQUEST)
+_ANSWERED = frozenset({ExecutionState.SUCCEEDED, ExecutionState.FAILED, ExecutionState.REJECTED})
 
 _NEXT = {
     ExecutionState.QUEUED: FINAL | {ExecutionState.IN_PROGRESS},
     # Back to the queue when the device went away before it answered.
     ExecutionState.IN_PROGRESS: FINAL | {ExecutionState.QUEUED},
     # The work was done after all: the receipt of a device that came back late is the truth.
-    ExecutionState.TIMED_OUT: frozenset({ExecutionState.SUCCEEDED, ExecutionState.FAILED, ExecutionState.REJECTED}),
+    ExecutionState.TIMED_OUT: _ANSWERED,
+    ExecutionState.CANCELED: _ANSWERED,
 }
 
 

@@ -1,7 +1,7 @@
-"""The agent's core: accept a request, work on it once, answer with one receipt.
+"""The agent's core: accept a request, work on it once, answer with one receipt an attempt.
 
 Torch-free. :meth:`Agent.deliver` is called by Flower's forwarder, from any thread and as often as
-it likes; one thread works through the journal.
+it likes (see :mod:`clue_agent.delivery`); one thread works through the journal.
 """
 
 import logging
@@ -12,28 +12,28 @@ from pathlib import Path
 from securesystemslib.signer import Signer
 
 import clue
-from clue_agent import receipts
 from clue_agent.base_model import BaseModels
+from clue_agent.boxes import PATCH, UPDATE, Box
 from clue_agent.config import AgentConfig
+from clue_agent.delivery import WAITING, Deliveries
 from clue_agent.erasing import Eraser
-from clue_agent.errors import JournalWriteError, RequestRejectedError, StoreError
+from clue_agent.errors import StoreError
 from clue_agent.execution import Execution, Machinery
 from clue_agent.forgotten import ForgottenList
 from clue_agent.inbox import Inbox
 from clue_agent.intake import Intake
 from clue_agent.journal import MODEL_JOB, VERIFIED, Job, Journal
 from clue_agent.limits import Hold
+from clue_agent.patches import Patches
 from clue_agent.sealed import KeyRing
+from clue_agent.sharing import Updates
 from clue_agent.store import ModelStore
 from clue_agent.vault import Vault
 from clue_protocol.documents import Trust
-from clue_protocol.envelope import envelope_digest
 from clue_protocol.v1 import agent_pb2
-from clue_protocol.v1 import forget_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-_WAITING = agent_pb2.Progress(stage="waiting")
 _SCAN_SECONDS = 5.0
 
 
@@ -48,7 +48,6 @@ class Agent:
         self.vault = Vault(config.vault_folder, self.ring, config.vault)
         self.forgotten = ForgottenList(config.home / "forgotten.json")
         self.repaired = ""
-        self._signer = signer
         self._journal = journal
         self._changed = threading.Condition()
         self._stop = threading.Event()
@@ -56,8 +55,23 @@ class Agent:
         self._hold: Hold | None = None
         self._progress: dict[bytes, agent_pb2.Progress] = {}
         self.inbox = Inbox(config.samples, self.vault, keep_originals=config.keep_originals, allowed=self._wanted)
-        self._intake = Intake(config, trust, self.store, self.vault)
-        self._eraser = Eraser(config, self.store, self.vault, self.ring, self.forgotten)
+        patches, updates = Box(config.home, self.ring, PATCH), Box(config.home, self.ring, UPDATE)
+        intake = Intake(config, trust, self.store, self.vault, patches)
+        self._updates = Updates(updates, journal)
+        self._deliveries = Deliveries(
+            config,
+            trust,
+            signer,
+            journal,
+            self.store,
+            intake,
+            Patches(patches, intake),
+            self._updates,
+            self._changed,
+            self._stop,
+            lambda digest: self._progress.get(digest, WAITING),
+        )
+        self._eraser = Eraser(config, self.store, self.vault, self.ring, self.forgotten, patches, self._updates)
         self._machinery = Machinery(
             config=config,
             trust=trust,
@@ -67,6 +81,7 @@ class Agent:
             inbox=self.inbox,
             forgotten=self.forgotten,
             eraser=self._eraser,
+            updates=updates,
             stop=self._stop,
             on_progress=self._set_progress,
             on_hold=self._set_hold,
@@ -104,37 +119,9 @@ class Agent:
         """True if nothing is being worked on and nothing waits."""
         return self._active is None and not self._journal.unfinished()
 
-    def deliver(self, envelope: bytes, request_id: str, wait_seconds: float) -> agent_pb2.DeliverResponse:
-        """The receipt for an envelope, or how far the work on it is after ``wait_seconds``."""
-        digest = envelope_digest(envelope)
-        job = self._journal.get(digest)
-        if job is None or (VERIFIED not in job.steps and job.receipt is None):
-            try:
-                refusal, digest = self._take_in(digest, envelope, request_id)
-            except JournalWriteError as error:
-                if self._journal.get(digest) is None:
-                    # Nothing was promised: the sender may ask again when the disk can be written.
-                    return agent_pb2.DeliverResponse(receipt_envelope=self._unrecorded(digest, request_id, str(error)))
-                # It is written down and will be looked at: a refusal now might not be the last word.
-                log.warning("%s", error)
-                refusal = None
-            if refusal is not None:
-                return agent_pb2.DeliverResponse(receipt_envelope=refusal)
-        deadline = time.monotonic() + wait_seconds
-        with self._changed:
-            while True:
-                job = self._journal.get(digest)
-                if job is not None and job.receipt is not None:
-                    break
-                left = deadline - time.monotonic()
-                if left <= 0 or self._stop.is_set():
-                    return agent_pb2.DeliverResponse(progress=self._progress.get(digest, _WAITING))
-                self._changed.wait(min(left, 5.0))
-        try:
-            self._journal.deliver(digest, time.time())
-        except JournalWriteError as error:
-            log.warning("%s", error)
-        return agent_pb2.DeliverResponse(receipt_envelope=job.receipt)
+    def deliver(self, request: agent_pb2.DeliverRequest) -> agent_pb2.DeliverResponse:
+        """The receipt for an envelope, or how far the work on it is after ``wait_seconds``; see agent.proto."""
+        return self._deliveries.deliver(request)
 
     def update_model(self, bundle: Path) -> agent_pb2.UpdateModelResponse:
         """Take in a new base model (see :mod:`clue_agent.base_model`)."""
@@ -159,41 +146,8 @@ class Agent:
         )
         if active is not None:
             answer.active_request_id = active.request_id
-            answer.progress.CopyFrom(self._progress.get(active.digest, _WAITING))
+            answer.progress.CopyFrom(self._progress.get(active.digest, WAITING))
         return answer
-
-    # Accepting and refusing
-
-    def _take_in(self, digest: bytes, envelope: bytes, request_id: str) -> tuple[bytes | None, bytes]:
-        """Write the envelope down, look at it, and refuse or promise; (refusal, digest of the job)."""
-        self._journal.receive(digest, request_id, envelope, time.time())
-        try:
-            request = self._intake.accept(envelope)
-        except RequestRejectedError as error:
-            return self._refuse(digest, request_id, error), digest
-        # The same request in other bytes (say, re-indented JSON) is still the same request.
-        digest = self._journal.verify(digest, request.request_id, time.time())
-        log.info("request %s: forget %r", request.request_id, request.forget_class)
-        self._wake()
-        return None, digest
-
-    def _refuse(self, digest: bytes, request_id: str, error: RequestRejectedError) -> bytes | None:
-        log.warning("refused request %s: %s", request_id or "(unnamed)", error.detail)
-        return self._journal.refuse(digest, time.time(), self._refusal(digest, request_id, error))
-
-    def _refusal(self, digest: bytes, request_id: str, error: RequestRejectedError) -> bytes:
-        try:
-            model = self.store.spec()[1]
-        except StoreError:
-            model = ""
-        receipt = receipts.refusal(
-            request_id, self.config.device_id, self.trust.fleet, digest, error.reason, error.detail, model
-        )
-        return receipts.sign_receipt(receipt, self._signer)
-
-    def _unrecorded(self, digest: bytes, request_id: str, problem: str) -> bytes:
-        log.error("refused request %s: %s", request_id or "(unnamed)", problem)
-        return self._refusal(digest, request_id, RequestRejectedError(pb.REASON_STORAGE_FAILED, problem))
 
     # Working
 
@@ -202,6 +156,7 @@ class Agent:
         while not self._stop.is_set():
             if time.monotonic() - scanned > _SCAN_SECONDS:
                 self._scan()
+                self._expire_updates()
                 scanned = time.monotonic()
             jobs = self._journal.unfinished()
             if not jobs:
@@ -228,6 +183,12 @@ class Agent:
             # Images are worth less than the thread that forgets.
             log.exception("the samples folder cannot be read")
 
+    def _expire_updates(self) -> None:
+        try:
+            self._updates.expire()
+        except Exception:
+            log.exception("updates that were handed out cannot be destroyed")
+
     def _carry_out(self, job: Job) -> None:
         if job.kind == MODEL_JOB:
             self._models.carry_out(job)
@@ -235,7 +196,7 @@ class Agent:
         if VERIFIED not in job.steps:
             # The power went between the envelope's arrival and the look at it. What became of it, a refusal or
             # another job's copy included, is in the journal now.
-            self._take_in(job.digest, job.envelope, job.request_id)
+            self._deliveries.look_at(job.digest, job.envelope, job.request_id)
             return
         if Execution(job, self._machinery).run() is not None:
             self._progress.pop(job.digest, None)

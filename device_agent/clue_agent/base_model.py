@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MAX_ATTEMPTS = 3
+_MAX_RUNS = 3
 
 
 class BaseModels:
@@ -80,14 +80,14 @@ class BaseModels:
         """Forget what has to be forgotten in the incoming model, and switch to it."""
         m = self._m
         if EVALUATED not in job.steps:
-            attempts = m.journal.begin_attempt(job.digest, time.time())
+            runs = m.journal.begin_run(job.digest, time.time())
             try:
-                if attempts > _MAX_ATTEMPTS:
-                    raise JobFailedError(pb.REASON_WORKER_FAILED, f"given up after {_MAX_ATTEMPTS} attempts")
+                if runs > _MAX_RUNS:
+                    raise JobFailedError(pb.REASON_WORKER_FAILED, f"given up after {_MAX_RUNS} runs")
                 digest = self._prepare(job)
             except (JobFailedError, StoreError) as error:
                 if m.stop.is_set():
-                    m.journal.cancel_attempt(job.digest)
+                    m.journal.cancel_run(job.digest)
                     return
                 log.error("%s stays out: %s", job.request_id, error)
                 self._clean_up(job)

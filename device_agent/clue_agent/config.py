@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from clue_agent.errors import ConfigError
 from clue_agent.limits import LimitsConfig
 from clue_agent.retention import VaultLimits
-from clue_protocol.documents import check_name
+from clue_protocol.documents import check_labels, check_name
 from clue_protocol.errors import DocumentError
 
 
@@ -38,6 +38,10 @@ class AgentConfig(BaseModel):
     holdout: Path | None = None
     # Leave images in the samples folder after they were sealed, and do not erase them with the class.
     keep_originals: bool = False
+    # Hand out the change that forgetting made to the model, to requests that ask for it (docs/agent.md: what it shows).
+    share_updates: bool = False
+    # What the coordinator is told of this device when it is enrolled; afterwards the coordinator keeps them.
+    labels: dict[str, str] = {}
     work: WorkConfig = WorkConfig()
     limits: LimitsConfig = LimitsConfig()
     vault: VaultLimits = VaultLimits()
@@ -57,6 +61,15 @@ class AgentConfig(BaseModel):
             return check_name("device", value)
         except DocumentError as error:
             raise ValueError(str(error)) from None
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: dict[str, str]) -> dict[str, str]:
+        try:
+            check_labels(value)
+        except DocumentError as error:
+            raise ValueError(str(error)) from None
+        return value
 
     @property
     def store(self) -> Path:

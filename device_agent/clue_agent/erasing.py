@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from clue_agent.boxes import Box
 from clue_agent.config import AgentConfig
 from clue_agent.errors import StoreError, VaultError
 from clue_agent.forgotten import Forgotten, ForgottenList
@@ -12,6 +13,7 @@ from clue_agent.inbox import erase_originals
 from clue_agent.journal import MODEL_JOB, Job
 from clue_agent.samples import count_images
 from clue_agent.sealed import KeyRing
+from clue_agent.sharing import Updates
 from clue_agent.store import CANDIDATE, INCOMING, ModelStore
 from clue_agent.vault import Vault
 from clue_protocol.v1 import forget_pb2 as pb
@@ -23,13 +25,22 @@ class Eraser:
     """Every method may be repeated after a crash and then does what was left to do."""
 
     def __init__(
-        self, config: AgentConfig, store: ModelStore, vault: Vault, ring: KeyRing, forgotten: ForgottenList
+        self,
+        config: AgentConfig,
+        store: ModelStore,
+        vault: Vault,
+        ring: KeyRing,
+        forgotten: ForgottenList,
+        patches: Box,
+        updates: Updates,
     ) -> None:
         self._config = config
         self._store = store
         self._vault = vault
         self._ring = ring
         self._forgotten = forgotten
+        self._patches = patches
+        self._updates = updates
 
     def count(self, name: str) -> dict[str, int]:
         """How many images of a class there are to erase: sealed ones, and files in the folders they come from."""
@@ -76,8 +87,12 @@ class Eraser:
         erasure.detail = detail
         return erasure
 
-    def erase_old_model(self) -> None:
-        """Destroy the key of the model that was in use before; the new one gets a second copy in its place."""
+    def erase_old_model(self, shared_by: bytes | None = None) -> None:
+        """Destroy the key of the model that was in use before; the new one gets a second copy in its place.
+
+        Updates go with it, as they lead back to it; that of the job ``shared_by`` stays until it was handed out.
+        """
+        self._updates.destroy(but=shared_by)
         digest = self._store.spec()[1]
         other = self._store.other_slot()
         if not self._store.is_whole(other, digest):
@@ -100,15 +115,24 @@ class Eraser:
         for name in self._ring.names():
             if name.startswith("checkpoint-") and not name.removeprefix("checkpoint-").startswith(needed):
                 self._ring.destroy(name)
+        for box in self._patches, self._updates:
+            box.sweep()
+        for digest in self._patches.jobs():
+            if digest not in {job.digest for job in unfinished}:
+                self._patches.destroy(digest)
+        self._updates.expire()
         work = self._config.home / "work"
         for path in work.iterdir() if work.is_dir() else ():
             # What a worker left that was killed while it wrote has a name that begins with a dot.
             if not path.name.lstrip(".").startswith(needed):
                 path.unlink(missing_ok=True)
 
-    def clean_up(self, job_digest: bytes) -> None:
-        """Drop the candidate slot and the checkpoints of a job that has ended."""
+    def clean_up(self, job_digest: bytes, *, shared: bool = False) -> None:
+        """Drop a job's candidate, checkpoints and patch once it has ended, and its update unless that is ``shared``."""
         self._store.erase(CANDIDATE)
+        self._patches.destroy(job_digest)
+        if not shared:
+            self._updates.drop(job_digest)
         self._drop_checkpoints(job_digest.hex()[:16])
 
     def _drop_checkpoints(self, job: str) -> None:

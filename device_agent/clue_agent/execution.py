@@ -6,6 +6,7 @@ and before the receipt, which says so. Every step can be repeated.
 """
 
 import base64
+import hashlib
 import logging
 import threading
 import time
@@ -16,11 +17,12 @@ from typing import Any
 from securesystemslib.signer import Signer
 
 from clue_agent import receipts
+from clue_agent.boxes import Box
 from clue_agent.config import AgentConfig
 from clue_agent.erasing import Eraser
 from clue_agent.errors import AgentError, JobFailedError, StoreError
 from clue_agent.forgotten import ForgottenList
-from clue_agent.guard import DEFAULT_METHOD, DEFAULT_TRIES, MAX_TRIES, Attempt, judge, next_attempt
+from clue_agent.guard import DEFAULT_METHOD, DEFAULT_TRIES, MAX_TRIES, Attempt, Verdict, judge, next_attempt
 from clue_agent.inbox import Inbox
 from clue_agent.job import JobSpec, run_worker
 from clue_agent.journal import ERASED, EVALUATED, SWAPPED, Job, Journal
@@ -35,11 +37,13 @@ from clue_protocol.v1 import forget_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-# A worker that is killed (out of memory, a reboot) is tried again, but not for ever.
-MAX_ATTEMPTS = 3
+# A worker that is killed (out of memory, a reboot) is run again, but not for ever.
+MAX_RUNS = 3
 # Candidate, second copy and checkpoint, each about as large as the model.
 _COPIES = 4
 _INBOX_SECONDS = 30.0
+# In receipts.
+_PATCHED = "patch"
 
 
 @dataclass
@@ -54,6 +58,7 @@ class Machinery:
     inbox: Inbox
     forgotten: ForgottenList
     eraser: Eraser
+    updates: Box
     stop: threading.Event
     on_progress: Callable[[bytes, agent_pb2.Progress], None]
     on_hold: Callable[[Hold | None], None]
@@ -74,26 +79,27 @@ class Execution:
             if receipt is not None:
                 return receipt
         receipt = self._begin_receipt()
-        attempts = self._m.journal.begin_attempt(self._job.digest, time.time())
+        runs = self._m.journal.begin_run(self._job.digest, time.time())
+        if runs == 0:
+            return None  # recalled a moment ago
         try:
             self._check_still_trusted()
-            if attempts > MAX_ATTEMPTS:
-                raise JobFailedError(
-                    pb.REASON_WORKER_FAILED, f"given up after {MAX_ATTEMPTS} attempts that did not end"
-                )
+            if runs > MAX_RUNS:
+                raise JobFailedError(pb.REASON_WORKER_FAILED, f"given up after {MAX_RUNS} runs that did not end")
             return self._work(receipt)
         except JobFailedError as error:
             if self._m.stop.is_set():
                 # Stopped, not failed: the next start takes it up again, however often that happens.
-                self._m.journal.cancel_attempt(self._job.digest)
+                self._m.journal.cancel_run(self._job.digest)
                 return None
-            if attempts < MAX_ATTEMPTS and error.reason == pb.REASON_WORKER_FAILED:
+            if runs < MAX_RUNS and error.reason == pb.REASON_WORKER_FAILED:
                 log.warning("request %s: %s; trying again", self._request.request_id, error.detail)
-                self._m.stop.wait(2.0 * attempts)
+                self._m.stop.wait(2.0 * runs)
                 return None
             receipt.outcome = pb.OUTCOME_FAILED
             receipt.model_digest_after = receipt.model_digest_before
             receipt.ClearField("samples_commitment")
+            receipt.ClearField("update_digest")
             receipt.reason = pb.Reason.ValueType(error.reason)
             receipt.detail = receipts.one_line(error.detail)
         self._m.eraser.clean_up(self._job.digest)
@@ -113,9 +119,14 @@ class Execution:
     def _begin_receipt(self) -> pb.Receipt:
         request = self._request
         receipt = receipts.begin(
-            request, self._m.config.device_id, self._m.trust.fleet, self._job.digest, self._model_digest()
+            request,
+            self._m.config.device_id,
+            self._m.trust.fleet,
+            self._job.digest,
+            self._model_digest(),
+            self._job.attempt,
         )
-        receipt.method = request.method or DEFAULT_METHOD
+        receipt.method = _PATCHED if request.HasField("patch") else request.method or DEFAULT_METHOD
         receipt.started_at.FromNanoseconds(int(self._job.received_at * 1e9))
         return receipt
 
@@ -139,7 +150,10 @@ class Execution:
             return self._already_forgotten(receipt, name)
         self._take_in_images()
         self._check_disk()
-        verdict = self._try_until_it_passes(receipt, digest)
+        if self._request.HasField("patch"):
+            verdict = self._apply_patch(receipt, digest)
+        else:
+            verdict = self._try_until_it_passes(receipt, digest)
         candidate = self._m.store.spec(CANDIDATE)[1]
         receipt.outcome = pb.OUTCOME_SUCCEEDED
         receipt.detail = verdict
@@ -207,22 +221,12 @@ class Execution:
                 tried.append((attempt, False))
                 failure = error
                 continue
-            receipts.add_result(receipt, result)
-            verdict = judge(receipt.ua_after, receipt.ra_before, receipt.ra_after, self._request.policy)
-            receipt.tries.append(
-                pb.Try(
-                    method=receipt.method,
-                    hyperparameters_json=receipt.hyperparameters_json,
-                    ua_after=receipt.ua_after,
-                    ra_after=receipt.ra_after,
-                    verdict="" if verdict.passed else verdict.text,
-                )
-            )
+            verdict = self._judge(receipt, result)
             if verdict.passed:
                 receipt.samples_commitment = receipts.commit_to_samples(
                     result["sample_digests"], self._m.config.home / "commitments" / f"{self._job.digest.hex()}.json"
                 )
-                return verdict.text
+                return verdict.text + self._share(receipt, result)
             tried.append((attempt, verdict.too_weak))
             failure = JobFailedError(pb.REASON_POLICY_NOT_MET, verdict.text)
             log.warning("request %s, try %d: %s", self._request.request_id, len(tried), verdict.text)
@@ -231,8 +235,53 @@ class Execution:
             failure = JobFailedError(failure.reason, f"after {len(tried)} tries: {failure.detail}")
         raise failure
 
+    def _apply_patch(self, receipt: pb.Receipt, digest: str) -> str:
+        """Let the worker apply the patch; returns the guard's line. There is one try: a patch has no settings."""
+        base = self._request.patch.base_model_digest
+        if base != digest:
+            raise JobFailedError(
+                pb.REASON_BAD_PATCH,
+                f"the patch changes the model {base[:16]!r}, and {digest[:16]!r} came into use while it waited",
+            )
+        verdict = self._judge(receipt, self._run(Attempt(_PATCHED), digest), by_ra_alone=True)
+        if not verdict.passed:
+            raise JobFailedError(pb.REASON_POLICY_NOT_MET, verdict.text)
+        return verdict.text
+
+    def _judge(self, receipt: pb.Receipt, result: dict[str, Any], *, by_ra_alone: bool = False) -> Verdict:
+        """Let the guard see what the worker measured; both go into the receipt."""
+        receipts.add_result(receipt, result)
+        verdict = judge(
+            receipt.ua_after, receipt.ra_before, receipt.ra_after, self._request.policy, by_ra_alone=by_ra_alone
+        )
+        receipt.tries.append(
+            pb.Try(
+                method=receipt.method,
+                hyperparameters_json=receipt.hyperparameters_json,
+                ua_after=receipt.ua_after,
+                ra_after=receipt.ra_after,
+                verdict="" if verdict.passed else verdict.text,
+            )
+        )
+        return verdict
+
+    def _shares(self) -> bool:
+        return self._request.share_update and self._m.config.share_updates and not self._request.HasField("patch")
+
+    def _share(self, receipt: pb.Receipt, result: dict[str, Any]) -> str:
+        """Name the update that the worker sealed; returns what the receipt's detail has to add if there is none."""
+        if not self._shares():
+            return ""
+        problem = result.get("no_update")
+        update = None if problem else self._m.updates.get(self._job.digest)
+        if update is None:
+            return f"; no update is handed out: {problem or 'it could not be read back'}"
+        receipt.update_digest = hashlib.sha256(update).digest()
+        return ""
+
     def _run(self, attempt: Attempt, digest: str) -> dict[str, Any]:
         request = self._request
+        job = self._job.digest.hex()
         same_method = attempt.method == (request.method or DEFAULT_METHOD)
         spec = JobSpec(
             forget=(request.forget_class,),
@@ -245,7 +294,9 @@ class Execution:
             max_ua=request.policy.max_ua,
             slot=self._m.store.current_slot(),
             model_digest=digest,
-            checkpoint=self._job.digest.hex()[:16],
+            checkpoint=job[:16],
+            patch=job if request.HasField("patch") else "",
+            update=job if self._shares() else "",
         )
 
         def progress(stage: str, fraction: float) -> None:
@@ -274,10 +325,13 @@ class Execution:
             m.journal.record(job.digest, SWAPPED, {"model_digest": data["model_digest"]}, time.time())
             m.eraser.remember(receipt)
             # The images last: without them the work could not be done again.
-            m.eraser.erase_old_model()
+            shared = bool(receipt.update_digest)
+            m.eraser.erase_old_model(shared_by=job.digest if shared else None)
             erasure = m.eraser.erase_images(receipt.forget_class, data["samples"])
             erasure.old_model = True
-            m.eraser.clean_up(job.digest)
+            if shared:
+                erasure.detail += "; the update that is handed out leads back to the old model until it is destroyed"
+            m.eraser.clean_up(job.digest, shared=shared)
             m.journal.record(
                 job.digest, ERASED, {"erasure": base64.b64encode(erasure.SerializeToString()).decode()}, time.time()
             )

@@ -43,10 +43,23 @@ class Verdict:
     too_weak: bool = False
 
 
-def judge(ua_after: pb.Accuracy, ra_before: pb.Accuracy, ra_after: pb.Accuracy, policy: pb.Policy) -> Verdict:
-    """Apply the policy. An accuracy that was not measured never passes."""
+def judge(
+    ua_after: pb.Accuracy,
+    ra_before: pb.Accuracy,
+    ra_after: pb.Accuracy,
+    policy: pb.Policy,
+    *,
+    by_ra_alone: bool = False,
+) -> Verdict:
+    """Apply the policy. An accuracy that was not measured never passes.
+
+    Args:
+        ua_after, ra_before, ra_after: counts on the holdout.
+        policy: of the request.
+        by_ra_alone: a device without any image of the class goes by RA where UA was not measured.
+    """
     ua, ra = _share(ua_after), _share(ra_after)
-    if ua_after.samples == 0 or ra_after.samples == 0 or ra_before.samples != ra_after.samples:
+    if (ua_after.samples == 0 and not by_ra_alone) or ra_after.samples == 0 or ra_before.samples != ra_after.samples:
         return Verdict(False, "UA or RA could not be measured; the old model stays in use")
     bound = f"at most {100 * upper_bound(ua_after.correct, ua_after.samples):.0f} % with 95 % confidence"
     if ua_after.correct > _floor(policy.max_ua * ua_after.samples):
@@ -65,6 +78,8 @@ def judge(ua_after: pb.Accuracy, ra_before: pb.Accuracy, ra_after: pb.Accuracy, 
             f"RA fell from {100 * _share(ra_before):.1f} % to {100 * ra:.1f} % of {ra_after.samples} images, more than "
             f"the policy's {100 * policy.max_ra_drop:.1f} points; the old model stays in use",
         )
+    if ua_after.samples == 0:
+        return Verdict(True, f"UA not measured, this device has no holdout image of the class; RA {100 * ra:.1f} %")
     return Verdict(True, f"UA {ua_after.correct} of {ua_after.samples} ({bound}), RA {100 * ra:.1f} %")
 
 

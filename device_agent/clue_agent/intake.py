@@ -2,7 +2,8 @@
 
 from datetime import UTC, datetime
 
-from clue.spec import ModelSpec, unknown_class_message
+from clue.spec import unknown_class_message
+from clue_agent.boxes import MOST_PATCH_BYTES, Box
 from clue_agent.config import AgentConfig
 from clue_agent.errors import RequestRejectedError, StoreError
 from clue_agent.samples import count_images
@@ -16,28 +17,59 @@ from clue_protocol.v1 import forget_pb2 as pb
 class Intake:
     """Checks requests of one device against what it trusts, its model and its images."""
 
-    def __init__(self, config: AgentConfig, trust: Trust, store: ModelStore, vault: Vault) -> None:
+    def __init__(self, config: AgentConfig, trust: Trust, store: ModelStore, vault: Vault, patches: Box) -> None:
         self._config = config
         self._trust = trust
         self._store = store
         self._vault = vault
+        self._patches = patches
 
-    def accept(self, envelope: bytes) -> pb.ForgetRequest:
-        """The request in an envelope; RequestRejectedError says why it is refused."""
+    def accept(self, envelope: bytes, job: bytes | None = None) -> pb.ForgetRequest:
+        """The request in an envelope; RequestRejectedError says why it is refused.
+
+        With the digest of its ``job``, the patch that it needs must have come; otherwise that is not looked at.
+        """
         request = open_request(envelope, self._trust.request_keys, self._trust.fleet, datetime.now(UTC))
         try:
-            spec, _ = self._store.spec()
+            spec, model = self._store.spec()
         except StoreError as error:
             raise RequestRejectedError(pb.REASON_BAD_MODEL, str(error)) from None
         name = request.forget_class
         if name not in spec.classes:
             raise RequestRejectedError(pb.REASON_UNKNOWN_CLASS, unknown_class_message(name, spec.classes))
-        if name not in spec.forgotten:
-            self._check_images(spec, name)
+        if name in spec.forgotten:
+            return request
+        if request.HasField("patch"):
+            self._check_patch(request.patch, model)
+        else:
+            self._check_images(name)
+        retained = [other for other in spec.classes if other != name and other not in spec.forgotten]
+        if not any(self._has_holdout(other) for other in retained):
+            raise RequestRejectedError(
+                pb.REASON_NO_HOLDOUT, "no holdout image of a retained class: damage could not be measured"
+            )
+        if request.HasField("patch") and job is not None and not self._patches.has(job):
+            raise RequestRejectedError(
+                pb.REASON_BAD_PATCH,
+                "the patch that came is not the one that the request names by its SHA-256, or is larger than "
+                f"{MOST_PATCH_BYTES >> 20} MiB",
+            )
         return request
 
-    def _check_images(self, spec: ModelSpec, name: str) -> None:
-        retained = [other for other in spec.classes if other != name and other not in spec.forgotten]
+    def needs_patch(self, request: pb.ForgetRequest) -> bool:
+        """True unless the request goes without a patch, or there is nothing left to forget."""
+        return request.HasField("patch") and request.forget_class not in self._store.spec()[0].forgotten
+
+    def _check_patch(self, patch: pb.PatchReference, model: str) -> None:
+        if len(patch.digest) != 32:
+            raise RequestRejectedError(pb.REASON_BAD_PATCH, "the request does not name its patch by a SHA-256 digest")
+        if patch.base_model_digest != model:
+            raise RequestRejectedError(
+                pb.REASON_BAD_PATCH,
+                f"the patch changes the model {patch.base_model_digest[:16]!r}, this device has {model[:16]!r}",
+            )
+
+    def _check_images(self, name: str) -> None:
         if not self._has_samples(name):
             raise RequestRejectedError(
                 pb.REASON_NO_FORGET_SAMPLES,
@@ -46,10 +78,6 @@ class Intake:
         if not self._has_holdout(name):
             raise RequestRejectedError(
                 pb.REASON_NO_HOLDOUT, f"no holdout image of {name!r}: forgetting could not be measured"
-            )
-        if not any(self._has_holdout(other) for other in retained):
-            raise RequestRejectedError(
-                pb.REASON_NO_HOLDOUT, "no holdout image of a retained class: damage could not be measured"
             )
 
     def _has_samples(self, name: str) -> bool:

@@ -33,6 +33,8 @@ class JobSpec:
         slot: which model to start from.
         model_digest: digest that it must have.
         checkpoint: name of the sealed checkpoint.
+        patch: digest (hex) of the job whose sealed patch is to be applied instead of unlearning; empty for none.
+        update: digest (hex) of the job under which to seal the change for handing out; empty for no update.
     """
 
     forget: tuple[str, ...]
@@ -45,6 +47,8 @@ class JobSpec:
     slot: str
     model_digest: str
     checkpoint: str
+    patch: str = ""
+    update: str = ""
 
 
 def run_worker(

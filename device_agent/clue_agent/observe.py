@@ -15,6 +15,7 @@ from clue.errors import BundleError
 from clue.spec import read_spec
 from clue_agent.config import AgentConfig
 from clue_agent.errors import AgentError
+from clue_agent.journal_schema import tells_attempts_apart
 from clue_protocol.envelope import RECEIPT_TYPE, peek_message
 from clue_protocol.errors import ProtocolError
 from clue_protocol.v1 import forget_pb2 as pb
@@ -25,8 +26,8 @@ class Work:
     """What the journal says.
 
     Attributes:
-        unfinished: jobs without a receipt.
-        outcomes: receipts by outcome, named as in forget.proto without the prefix; every outcome is there.
+        unfinished: jobs to work on.
+        outcomes: receipts by outcome, one an attempt; named as in forget.proto without the prefix, and all there.
         last: the latest receipt, None if there is none.
         last_measured: the latest receipt of a job that unlearned, with accuracies and energy.
     """
@@ -42,12 +43,24 @@ OUTCOMES = tuple(
 )
 
 
+_OPEN = "receipt IS NULL AND recalled = 0"
+_RECEIPTS = """
+SELECT digest, attempt, received_at, receipt FROM job WHERE receipt IS NOT NULL AND kind = 'forget'
+UNION ALL SELECT digest, attempt, received_at, receipt FROM earlier
+"""
+# Of a journal that no agent of this version has opened yet.
+_OPEN_BEFORE_ATTEMPTS = "receipt IS NULL"
+_RECEIPTS_BEFORE_ATTEMPTS = """
+SELECT digest, 1 AS attempt, received_at, receipt FROM job WHERE receipt IS NOT NULL AND kind = 'forget'
+"""
+
+
 class JournalReader:
     """Reads the journal at ``path`` again and again; receipts it has seen are not parsed twice."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: dict[bytes, tuple[float, pb.Receipt]] = {}
+        self._seen: dict[tuple[bytes, int], tuple[float, pb.Receipt]] = {}
 
     def read(self) -> Work:
         """The journal now; empty if there is none yet. AgentError if it cannot be read."""
@@ -55,25 +68,27 @@ class JournalReader:
             return Work(outcomes=dict.fromkeys(OUTCOMES, 0))
         try:
             with read_only(self._path) as db:
-                [(unfinished,)] = db.execute("SELECT count(*) FROM job WHERE receipt IS NULL")
-                digests = [
-                    row[0] for row in db.execute("SELECT digest FROM job WHERE receipt IS NOT NULL AND kind = 'forget'")
-                ]
-                for digest in digests:
-                    if digest not in self._seen:
-                        self._see(db, digest)
+                known = tells_attempts_apart(db)
+                open_jobs = _OPEN if known else _OPEN_BEFORE_ATTEMPTS
+                [(unfinished,)] = db.execute(f"SELECT count(*) FROM job WHERE {open_jobs}")  # noqa: S608
+                receipts = _RECEIPTS if known else _RECEIPTS_BEFORE_ATTEMPTS
+                keys = db.execute(f"SELECT digest, attempt FROM ({receipts})").fetchall()  # noqa: S608
+                for key in keys:
+                    if key not in self._seen:
+                        self._see(db, receipts, key)
         except sqlite3.Error as error:
             raise AgentError(f"cannot read the journal {self._path}: {error}") from None
-        self._seen = {digest: self._seen[digest] for digest in digests if digest in self._seen}
+        self._seen = {key: self._seen[key] for key in keys if key in self._seen}
         return self._summary(unfinished)
 
-    def _see(self, db: sqlite3.Connection, digest: bytes) -> None:
-        row = db.execute("SELECT received_at, receipt FROM job WHERE digest = ?", (digest,)).fetchone()
+    def _see(self, db: sqlite3.Connection, receipts: str, key: tuple[bytes, int]) -> None:
+        query = f"SELECT received_at, receipt FROM ({receipts}) WHERE digest = ? AND attempt = ?"  # noqa: S608
+        row = db.execute(query, key).fetchone()
         try:
             # This device signed it; who could change the journal could also change what is shown from it.
-            self._seen[digest] = row[0], peek_message(row[1], RECEIPT_TYPE, pb.Receipt)
+            self._seen[key] = row[0], peek_message(row[1], RECEIPT_TYPE, pb.Receipt)
         except ProtocolError:
-            self._seen[digest] = row[0], pb.Receipt()
+            self._seen[key] = row[0], pb.Receipt()
 
     def _summary(self, unfinished: int) -> Work:
         # By the end of the work, and by arrival where two ended in the same moment.

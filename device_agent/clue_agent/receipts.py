@@ -17,7 +17,7 @@ MAX_DETAIL = 500
 
 
 def refusal(
-    request_id: str, device_id: str, fleet: str, digest: bytes, reason: int, detail: str, model: str
+    request_id: str, device_id: str, fleet: str, digest: bytes, reason: int, detail: str, model: str, attempt: int
 ) -> pb.Receipt:
     """A receipt for a request that was not worked on."""
     receipt = pb.Receipt(
@@ -31,13 +31,14 @@ def refusal(
         model_digest_before=model,
         model_digest_after=model,
         software_version=clue.__version__,
+        attempt=attempt,
     )
     receipt.started_at.GetCurrentTime()
     receipt.finished_at.GetCurrentTime()
     return receipt
 
 
-def begin(request: pb.ForgetRequest, device_id: str, fleet: str, digest: bytes, model: str) -> pb.Receipt:
+def begin(request: pb.ForgetRequest, device_id: str, fleet: str, digest: bytes, model: str, attempt: int) -> pb.Receipt:
     """A receipt for a request that is worked on, before anything is known."""
     return pb.Receipt(
         request_id=request.request_id,
@@ -49,6 +50,7 @@ def begin(request: pb.ForgetRequest, device_id: str, fleet: str, digest: bytes, 
         model_digest_before=model,
         model_digest_after=model,
         software_version=clue.__version__,
+        attempt=attempt,
     )
 
 

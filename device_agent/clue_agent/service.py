@@ -10,6 +10,8 @@ from clue_agent.errors import AgentError
 from clue_protocol.v1 import agent_pb2, agent_pb2_grpc
 
 _LONGEST_WAIT = 300.0
+# Of a message: a patch beside its envelope (see clue_agent.delivery).
+_MOST_BYTES = 80 << 20
 
 
 class AgentService(agent_pb2_grpc.AgentServiceServicer):
@@ -20,8 +22,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
 
     def Deliver(self, request: agent_pb2.DeliverRequest, context: grpc.ServicerContext) -> agent_pb2.DeliverResponse:
         """See agent.proto."""
-        wait = min(max(request.wait_seconds, 0.0), _LONGEST_WAIT)
-        return self._agent.deliver(request.request_envelope, request.request_id, wait)
+        request.wait_seconds = min(max(request.wait_seconds, 0.0), _LONGEST_WAIT)
+        return self._agent.deliver(request)
 
     def GetStatus(
         self, request: agent_pb2.GetStatusRequest, context: grpc.ServicerContext
@@ -47,7 +49,10 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
 def serve(agent: Agent, socket: Path) -> grpc.Server:
     """Start the service; the caller stops it."""
     socket.unlink(missing_ok=True)
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=8, thread_name_prefix="grpc"))
+    server = grpc.server(
+        futures.ThreadPoolExecutor(max_workers=8, thread_name_prefix="grpc"),
+        options=[("grpc.max_receive_message_length", _MOST_BYTES)],
+    )
     agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentService(agent), server)
     server.add_insecure_port(f"unix:{socket}")
     server.start()

@@ -57,6 +57,7 @@ def _fill(config: AgentConfig, model: Path, existed: bool) -> Enrolment:
             classes=spec.classes,
             model_digest=digest,
             software_version=clue.__version__,
+            labels=config.labels,
         )
         write_atomic(config.enrolment, enrolment.to_json().encode())
         # Last: its presence says that the home is complete.

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -20,7 +21,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset
 
 import clue
-from clue.bundle import bundle_from_bytes, bundle_to_bytes
+from clue.bundle import ModelBundle, bundle_from_bytes, bundle_to_bytes
 from clue.data import image_folder, loader
 from clue.errors import (
     BundleError,
@@ -29,11 +30,15 @@ from clue.errors import (
     ForgetInputError,
     HyperparameterError,
     UnknownMethodError,
+    UpdateError,
 )
 from clue.evaluate import Accuracy, evaluate_classes
-from clue.metering import measure_idle
+from clue.federated import apply_update, make_update, update_from_bytes, update_to_bytes
+from clue.metering import measure_energy, measure_idle
+from clue.metering.memory import peak_memory
 from clue.methods import get_method, make_hyperparameters
 from clue.spec import SPEC_FILE, ModelSpec
+from clue_agent.boxes import MOST_PATCH_BYTES, MOST_UPDATE_BYTES, PATCH, UPDATE, Box
 from clue_agent.calibration import FREE_ENERGY_THRESHOLD, free_energy, free_energy_threshold
 from clue_agent.checkpoint import SealedCheckpoint
 from clue_agent.errors import AgentError
@@ -60,6 +65,8 @@ def main() -> None:
         _fail("REASON_INVALID_REQUEST", error)
     except ForgetDivergedError as error:
         _fail("REASON_DIVERGED", error)
+    except UpdateError as error:
+        _fail("REASON_BAD_PATCH", error)
     except (BundleError, AgentError) as error:
         _fail("REASON_BAD_MODEL", error)
     except OSError as error:
@@ -110,7 +117,9 @@ class Worker:
                 "ua_after": _counts(ua_before),
                 "ra_after": _counts(ra_before),
             }
-        return result | self._forget(bundle.model, stored.spec, names, holdout, indices)
+        if job["patch"]:
+            return result | self._patch(bundle, names[0], holdout, indices)
+        return result | self._forget(bundle, names, holdout, indices)
 
     def _check(self, model: torch.nn.Module, stored: StoredModel) -> dict[str, Any]:
         """A base model in which nothing has to be forgotten: make it the candidate if an app could use it."""
@@ -128,15 +137,46 @@ class Worker:
         self._store.write(CANDIDATE, text, stored.weights, calibration)
         return {}
 
+    def _patch(self, bundle: ModelBundle, name: str, holdout: "Dataset[Any]", indices: list[int]) -> dict[str, Any]:
+        """Apply the change that other devices' forgetting amounts to."""
+        data = Box(self._home, self._ring, PATCH).get(bytes.fromhex(self._job["patch"]))
+        if data is None:
+            raise UpdateError("the sealed patch is missing or damaged")
+        _progress("patching", 0.1)
+        idle = measure_idle(_IDLE_SECONDS)
+        started = time.perf_counter()
+        with peak_memory() as memory, measure_energy(baseline=idle) as energy:
+            update = update_from_bytes(data, max_bytes=MOST_PATCH_BYTES)
+            if update.forget_class != name:
+                raise UpdateError(f"the patch forgets {update.forget_class!r}, the request {name!r}")
+            patched = apply_update(bundle, update)
+        seconds = time.perf_counter() - started
+        _progress("evaluating", 0.5)
+        ua_after, ra_after = _evaluate(patched.model, holdout, indices)
+        calibration = self._calibrate(patched.model, holdout, patched.spec)
+        _progress("saving", 0.95)
+        self._store.write(CANDIDATE, *bundle_to_bytes(patched.model, patched.spec), calibration)
+        return {
+            "already_forgotten": False,
+            "ua_after": _counts(ua_after),
+            "ra_after": _counts(ra_after),
+            "samples": 0,
+            "method": PATCH,
+            "hyperparameters": {"contributors": update.contributors},
+            "seconds": seconds,
+            "energy": asdict(energy.reading()),
+            "peak_memory_bytes": memory.peak_bytes,
+        }
+
     def _forget(
         self,
-        model: torch.nn.Module,
-        spec: ModelSpec,
+        bundle: ModelBundle,
         names: Sequence[str],
         holdout: "Dataset[Any]",
         indices: list[int],
     ) -> dict[str, Any]:
         job = self._job
+        model, spec = bundle.model, bundle.spec
         method = get_method(job["method"])
         if method.oracle:
             raise UnknownMethodError(
@@ -175,7 +215,8 @@ class Worker:
         _progress("saving", 0.95)
         self._store.write(CANDIDATE, *bundle_to_bytes(model, spec), calibration)
         last = reports[-1]
-        return {
+        shared = self._share(bundle, model, names[0], last.samples) if job["update"] else {}
+        return shared | {
             "already_forgotten": False,
             "ua_after": _counts(ua_after),
             "ra_after": _counts(ra_after),
@@ -192,6 +233,19 @@ class Worker:
             "peak_memory_bytes": max(report.peak_memory_bytes for report in reports),
             "warnings": [line for report in reports for line in report.warnings],
         }
+
+    def _share(self, before: ModelBundle, after: torch.nn.Module, name: str, samples: int) -> dict[str, Any]:
+        """Seal the change for handing out; if that cannot be, the job goes on without, and the result says why."""
+        try:
+            data = update_to_bytes(make_update(before, after, name, samples=samples))
+            if len(data) > MOST_UPDATE_BYTES:
+                raise UpdateError(f"it has {len(data)} bytes, more than {MOST_UPDATE_BYTES >> 20} MiB")
+            Box(self._home, self._ring, UPDATE).put(bytes.fromhex(self._job["update"]), data)
+        except UpdateError as error:
+            return {"no_update": str(error)}
+        except OSError as error:
+            return {"no_update": f"it cannot be kept: {error.strerror}"}
+        return {}
 
     def _holdout(self, spec: ModelSpec, names: Sequence[str]) -> "Dataset[Any]":
         """Images only ever used to measure, less the classes that earlier requests made the model forget."""

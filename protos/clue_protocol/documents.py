@@ -5,7 +5,8 @@ They carry public keys, names and addresses; no secret is in either.
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from securesystemslib.signer import Key
@@ -17,6 +18,10 @@ ENROLMENT_FORMAT = "clue-enrolment/1"
 TRUST_FORMAT = "clue-trust/1"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _MAX_BYTES = 256 * 1024
+# Of one device.
+MAX_LABELS = 32
+_LABEL_KEY = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?\Z")
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9_./:+-]{1,63}\Z")
 
 
 def check_name(kind: str, name: str) -> str:
@@ -26,6 +31,25 @@ def check_name(kind: str, name: str) -> str:
             f"{kind} name {name!r} must be 1-63 letters, digits, '.', '_' or '-', not starting with a mark"
         )
     return name
+
+
+def check_label(key: str, value: str) -> None:
+    """DocumentError unless a device may carry the label ``key`` with ``value``; it says what is allowed."""
+    if not _LABEL_KEY.match(key):
+        raise DocumentError(
+            f"label key {key!r} must be 1-63 small letters, digits, '.', '_' or '-', beginning and ending with a "
+            "letter or digit"
+        )
+    if not _LABEL_VALUE.match(value):
+        raise DocumentError(f"value {value!r} of label {key!r} must be 1-63 letters, digits or any of _ . / : + -")
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """:func:`check_label` for each, and there must not be too many."""
+    if len(labels) > MAX_LABELS:
+        raise DocumentError(f"a device has at most {MAX_LABELS} labels, got {len(labels)}")
+    for key, value in labels.items():
+        check_label(key, value)
 
 
 @dataclass(frozen=True)
@@ -39,6 +63,8 @@ class Enrolment:
         classes: class names of its model.
         model_digest: digest of its model bundle.
         software_version: of the agent.
+        labels: what its owner says of it, such as ``site``, and what it can tell by itself: ``timezone``, ``hw``.
+            Absent in documents of before.
     """
 
     device_id: str
@@ -47,6 +73,7 @@ class Enrolment:
     classes: tuple[str, ...]
     model_digest: str
     software_version: str
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The document's text."""
@@ -58,6 +85,7 @@ class Enrolment:
             classes=list(self.classes),
             model_digest=self.model_digest,
             software_version=self.software_version,
+            labels=dict(self.labels),
         )
 
     @classmethod
@@ -74,6 +102,7 @@ class Enrolment:
             classes=_texts(data, "classes"),
             model_digest=_text(data, "model_digest"),
             software_version=_text(data, "software_version"),
+            labels=_labels(data),
         )
 
 
@@ -151,4 +180,12 @@ def _texts(data: dict[str, Any], name: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-__all__ = ["Enrolment", "Trust", "check_name"]
+def _labels(data: dict[str, Any]) -> dict[str, str]:
+    value = data.get("labels", {})
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise DocumentError("labels must be an object of texts")
+    check_labels(value)
+    return value
+
+
+__all__ = ["MAX_LABELS", "Enrolment", "Trust", "check_label", "check_labels", "check_name"]

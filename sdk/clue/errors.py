@@ -38,3 +38,7 @@ class HyperparameterError(ClueError):
 
 class TrainError(ClueError):
     """Training cannot start, continue from its checkpoint, or go on: its loss became non-finite."""
+
+
+class UpdateError(ClueError):
+    """A federated update is damaged or malformed, or does not belong to the model at hand."""

@@ -1,5 +1,6 @@
 """A device that can be killed at any moment, an app that serves all the while, and what the other side gets."""
 
+import hashlib
 import multiprocessing
 import shutil
 import threading
@@ -23,7 +24,7 @@ from clue_agent.store import ModelStore
 from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, open_message, sign_message
 from clue_protocol.keys import create_signing_key, key_to_json, load_signing_key
 from clue_protocol.v1 import forget_pb2 as pb
-from integration.crash_life import live
+from integration.crash_life import Asked, live
 
 _OPERATOR = CryptoSigner.generate_ed25519()
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -70,7 +71,10 @@ def request_envelope(*, expires_in: float = 3600, **changes: Any) -> bytes:
     )
     request.expires_at.FromSeconds(int(time.time() + expires_in))
     for name, value in changes.items():
-        setattr(request, name, value)
+        if name in ("policy", "patch"):
+            getattr(request, name).CopyFrom(value)
+        else:
+            setattr(request, name, value)
     return sign_message(request, REQUEST_TYPE, [_OPERATOR])
 
 
@@ -80,6 +84,7 @@ def configured(home: Path) -> AgentConfig:
         samples=home / "samples",
         holdout=home / "holdout",
         vault=VaultLimits(holdout_share=0.0),
+        share_updates=True,
         work=WorkConfig(nice=0),
         limits=LimitsConfig(min_free_mib=0, max_celsius=119),
         home=home,
@@ -120,7 +125,7 @@ def serving(home: Path) -> Iterator[list[str]]:
 
 def life(
     home: Path,
-    envelope: bytes,
+    asked: bytes | Asked,
     *,
     at: int = 0,
     mode: str = "none",
@@ -134,7 +139,8 @@ def life(
         config = config.model_copy(update={"limits": limits})
     out = home.parent / f"{home.name}.out"
     key = key_to_json(_OPERATOR.public_key)
-    process = _CONTEXT.Process(target=live, args=(config, key, envelope, out, at, mode, real))
+    what = Asked(asked) if isinstance(asked, bytes) else asked
+    process = _CONTEXT.Process(target=live, args=(config, key, what, out, at, mode, real))
     with _STARTING:
         process.start()
     if kill_after is not None and not wait([process.sentinel], kill_after):
@@ -153,6 +159,16 @@ def receipt_of(home: Path) -> pb.Receipt:
     assert len(got) == 1, f"{len(got)} different receipts"
     key = load_signing_key(home / "receipt-key.pem").public_key
     return open_message(got.pop(), RECEIPT_TYPE, pb.Receipt, [key])
+
+
+def patch_envelope(home: Path, patch: bytes) -> bytes:
+    """A signed request to apply ``patch`` to the model in ``home``."""
+    config = configured(home)
+    digest = ModelStore(config.store, KeyRing(config.keys)).verify()[1]
+    reference = pb.PatchReference(
+        source_request_id="r-0", digest=hashlib.sha256(patch).digest(), base_model_digest=digest, updates=1
+    )
+    return request_envelope(patch=reference)
 
 
 def receipts_of(home: Path) -> list[bytes]:

@@ -11,7 +11,9 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from securesystemslib.signer import CryptoSigner
 
 from clue_agent import execution, inbox, intake
 from clue_agent.agent import Agent
+from clue_agent.boxes import UPDATE, Box
 from clue_agent.config import AgentConfig
 from clue_agent.job import JobSpec
 from clue_agent.journal import Journal
@@ -26,8 +29,19 @@ from clue_agent.sealed import KeyRing
 from clue_agent.store import CANDIDATE, ModelStore
 from clue_protocol.documents import Trust
 from clue_protocol.keys import key_from_json, load_signing_key
+from clue_protocol.v1 import agent_pb2
 
 _CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "symlink", "chmod", "fchmod")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is delivered in one life, and how well the stand-in's model forgets (images of ten still recognised)."""
+
+    envelope: bytes
+    attempt: int = 1
+    patch: bytes = b""
+    still_known: int = 0
 
 
 class Faults:
@@ -109,7 +123,7 @@ def die() -> None:
     time.sleep(60)
 
 
-def stand_in_worker(job: JobSpec, config: AgentConfig, *_: Any) -> dict[str, Any]:
+def stand_in_worker(still_known: int, job: JobSpec, config: AgentConfig, *_: Any) -> dict[str, Any]:
     """Writes a new model as the real worker does, without torch: for crashes of the agent itself."""
     store = ModelStore(config.store, KeyRing(config.keys))
     stored = store.read(job.slot)
@@ -117,11 +131,13 @@ def stand_in_worker(job: JobSpec, config: AgentConfig, *_: Any) -> dict[str, Any
     for name in job.forget:
         spec = spec.with_forgotten(name)
     store.write(CANDIDATE, spec.to_json().encode(), stored.weights)
+    if job.update:
+        Box(config.home, KeyRing(config.keys), UPDATE).put(bytes.fromhex(job.update), b"the change")
     return {
         "already_forgotten": False,
         "ua_before": {"correct": 10, "samples": 10},
         "ra_before": {"correct": 30, "samples": 30},
-        "ua_after": {"correct": 0, "samples": 10},
+        "ua_after": {"correct": still_known, "samples": 10},
         "ra_after": {"correct": 30, "samples": 30},
         "sample_digests": ["ab" * 32],
         "samples": 3,
@@ -142,13 +158,13 @@ class _Clock1970(datetime):
 
 
 def live(
-    config: AgentConfig, trust_key: dict[str, Any], envelope: bytes, out: Path, at: int, mode: str, real: bool
+    config: AgentConfig, trust_key: dict[str, Any], asked: Asked, out: Path, at: int, mode: str, real: bool
 ) -> None:
-    """Boot, deliver one envelope, keep what comes back in ``out``, stop; unless a fault comes first."""
+    """Boot, deliver one request, keep what comes back in ``out``, stop; unless a fault comes first."""
     # The images were copied a moment ago and are whole: nothing to wait for.
     inbox._SETTLE_SECONDS = 0.0
     if not real:
-        execution.run_worker = stand_in_worker  # type: ignore[assignment]
+        execution.run_worker = partial(stand_in_worker, asked.still_known)  # type: ignore[assignment]
     if mode == "1970":
         beginning = time.time()
         time.time = lambda real=time.time: real() - beginning  # type: ignore[assignment]
@@ -160,7 +176,15 @@ def live(
     trust = Trust("yard", (key_from_json(trust_key),), "127.0.0.1:9092", "(no certificate)")
     agent = Agent(config, trust, signer, journal)
     agent.start()
-    answer = agent.deliver(envelope, "r-1", 120.0)
+    answer = agent.deliver(
+        agent_pb2.DeliverRequest(
+            request_envelope=asked.envelope,
+            request_id="r-1",
+            wait_seconds=120.0,
+            attempt=asked.attempt,
+            patch=asked.patch,
+        )
+    )
     with out.open("ab") as stream:  # not through the layer: this is the other side of the wire
         stream.write(len(answer.receipt_envelope).to_bytes(4, "big") + answer.receipt_envelope)
     agent.close()

@@ -78,12 +78,12 @@ class Installation:
 
     # Daemons
 
-    def init(self) -> None:
+    def init(self, *options: str) -> None:
         """Make the coordinator's home, on free ports."""
         ports: list[str] = []
         for option in ("--superlink-port", "--operator-port", "--metrics-port"):
             ports += [option, str(free_port())]
-        succeed(self.coordinator("init", *ports))
+        succeed(self.coordinator("init", *ports, *options))
 
     def serve(self) -> int:
         """Start the coordinator and wait until its dispatcher runs; returns its pid."""
@@ -100,7 +100,7 @@ class Installation:
         wait_for(ready, READY_SECONDS, "the coordinator to answer")
         return process.pid
 
-    def add_device(self, name: str, model: Path, samples: Path, holdout: Path) -> None:
+    def add_device(self, name: str, model: Path, samples: Path, holdout: Path, *options: str) -> None:
         """Set up a device and admit it; its agent is not started. It gets copies of the images, which are its own."""
         home = self.device(name)
         samples = Path(shutil.copytree(samples, self.root / f"{name}-samples"))
@@ -108,7 +108,7 @@ class Installation:
         succeed(
             self.agent(
                 *("init", "--device", name, "--home", str(home), "--model", str(model)),
-                *("--samples", str(samples), "--holdout", str(holdout)),
+                *("--samples", str(samples), "--holdout", str(holdout), *options),
             )
         )
         answer = home / "answer.json"
@@ -199,9 +199,11 @@ class Installation:
         """Until the request is over; returns its devices by name."""
 
         def over() -> bool:
-            with self.ledger() as ledger:
-                query = "SELECT finished_at FROM request WHERE id = ?"
-                return ledger.execute(query, (request_id,)).fetchone()[0] is not None
+            try:
+                with OperatorClient(self.config) as client:
+                    return client.get_request(request_id).HasField("finished_at")
+            except CoordinatorError:
+                return False  # it was killed, perhaps, and comes back
 
         try:
             wait_for(over, seconds, f"request {request_id} to end")

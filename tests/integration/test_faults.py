@@ -50,6 +50,17 @@ def test_coordinator_killed_mid_rollout(fleet: Installation) -> None:
         _succeeded_once(fleet, request_id, name, ("eight", "three"))
 
 
+def test_dispatcher_killed_mid_rollout(fleet: Installation) -> None:
+    dispatcher = child(fleet._running["coordinator"].pid, "flwr-serverapp")
+    request_id = fleet.forget("seven", "--max-ra-drop", "0.5", "--max-ua", "0.3")
+    for name in DEVICES:
+        child(fleet._running[name].pid, "clue_agent.worker")
+    dispatcher.kill()
+    fleet.wait_completed(request_id)
+    for name in DEVICES:
+        _succeeded_once(fleet, request_id, name, ("eight", "three", "seven"))
+
+
 def test_superlink_killed(fleet: Installation) -> None:
     superlink = child(fleet._running["coordinator"].pid, "flower-superlink")
     superlink.kill()
@@ -70,7 +81,7 @@ def test_superlink_killed(fleet: Installation) -> None:
     request_id = fleet.forget("eight")
     fleet.wait_completed(request_id)
     for name in DEVICES:
-        _succeeded_once(fleet, request_id, name, ("eight", "three"))
+        _succeeded_once(fleet, request_id, name, ("eight", "three", "seven"))
 
 
 def test_stopping_leaves_no_process(fleet: Installation) -> None:

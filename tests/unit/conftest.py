@@ -1,10 +1,13 @@
-"""Fixtures of the coordinator's tests."""
+"""Fixtures of the coordinator's and the agent's tests."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import databases
 import pytest
+from agent_home import device, worker
+
+__all__ = ["device", "new_url", "worker"]
 
 
 @pytest.fixture(params=databases.KINDS)

@@ -1,22 +1,24 @@
 """A ledger with a clock that tests turn by hand, and devices that sign what they are told to."""
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 
-from clue_coordinator import enrol, rollout
+from clue_coordinator import enrol, reports, requests, rollout
 from clue_coordinator.ledger import Ledger, find_request
 from clue_coordinator.models import Event, Execution, Request
-from clue_coordinator.rollout import ForgetOrder
+from clue_coordinator.requests import ForgetOrder
+from clue_coordinator.tick import tick
 from clue_protocol.documents import Enrolment
 from clue_protocol.envelope import RECEIPT_TYPE, envelope_digest, sign_message
 from clue_protocol.v1 import dispatch_pb2
 from clue_protocol.v1 import forget_pb2 as pb
 
 SIGNER = CryptoSigner.generate_ed25519()
-DEVICE_KEYS = [CryptoSigner.generate_ed25519() for _ in range(3)]
+DEVICE_KEYS = [CryptoSigner.generate_ed25519() for _ in range(12)]
 
 
 @dataclass
@@ -26,6 +28,7 @@ class Fleet:
     ledger: Ledger
     now: float = 1_000_000.0
     nodes: list[int] = field(default_factory=list)
+    last: dict[int, dispatch_pb2.Assignment] = field(default_factory=dict)
 
     @classmethod
     def make(cls, where: Path | str, devices: int) -> "Fleet":
@@ -36,10 +39,10 @@ class Fleet:
             fleet.add_device(index)
         return fleet
 
-    def add_device(self, index: int) -> None:
+    def add_device(self, index: int, **labels: str) -> None:
         key = f"ecdsa-sha2-nistp384 AAAA{index}"
         classes = ("bird", "cat", "owl") if index == 0 else ("bird", "cat")
-        document = Enrolment(f"cam-{index}", DEVICE_KEYS[index].public_key, key, classes, "00" * 32, "0.1.0")
+        document = Enrolment(f"cam-{index}", DEVICE_KEYS[index].public_key, key, classes, "00" * 32, "0.1.0", labels)
         enrol.check_new_device(self.ledger, "yard", document)
         # Node ids use all 64 bits.
         node = 2**64 - 100 + index
@@ -47,14 +50,19 @@ class Fleet:
         self.nodes.append(node)
 
     def order(self, forget_class: str = "bird", **options: Any) -> str:
-        return rollout.create_request(self.ledger, ForgetOrder("yard", forget_class, **options), SIGNER)
+        return requests.create_request(self.ledger, ForgetOrder("yard", forget_class, **options), SIGNER)
 
     def lease(self, *indices: int) -> dict[int, dispatch_pb2.Assignment]:
         """Assignments by device index, with these devices online."""
         found = rollout.lease(self.ledger, [self.nodes[index] for index in indices])
         by_device = {self.nodes.index(a.node_id): a for a in found}
-        assert len(by_device) == len(found) or len({a.request_id for a in found}) > 1
+        assert len(by_device) == len(found)  # one thing at a time
+        self.last = by_device
         return by_device
+
+    def tick(self) -> None:
+        """What the daemon does every half second."""
+        tick(self.ledger)
 
     def request(self, request_id: str) -> Request:
         with self.ledger.read() as session:
@@ -72,9 +80,30 @@ class Fleet:
         with self.ledger.read() as session:
             return list(session.query(Event).order_by(Event.id))
 
+    def answer(
+        self, assignment: dispatch_pb2.Assignment, update: bytes = b"", envelope: bytes | None = None, **fields: Any
+    ) -> str:
+        """The device that got this answers it; returns the state that its execution is in then."""
+        index = self.nodes.index(assignment.node_id)
+        if envelope is None:
+            digest = envelope_digest(assignment.request_envelope)
+            about = {"request_digest": digest, "attempt": assignment.attempt, "update_digest": b""}
+            if update:
+                about["update_digest"] = sha256(update).digest()
+            envelope = self.receipt(assignment.request_id, index, **(about | fields))
+        reports.report_receipt(self.ledger, assignment.execution_id, assignment.node_id, envelope, update)
+        with self.ledger.read() as session:
+            return str(session.get_one(Execution, assignment.execution_id).state)
+
+    def states(self, request_id: str) -> list[str]:
+        """States by device."""
+        return [e.state for e in self.request(request_id).executions]
+
     def receipt(self, request_id: str, index: int = 0, key: CryptoSigner | None = None, **fields: Any) -> bytes:
         """A receipt as device ``index`` would sign it; ``fields`` replace what it says."""
-        digest = envelope_digest(self.request(request_id).envelope)
+        digest = fields.get("request_digest")
+        if digest is None:
+            digest = envelope_digest(self.request(request_id).envelope)
         body: dict[str, Any] = {
             "request_id": request_id,
             "device_id": f"cam-{index}",
@@ -99,5 +128,5 @@ class Fleet:
         """Report a receipt of device ``index`` and return the state that its execution is in then."""
         data = envelope if envelope is not None else self.receipt(request_id, index, **fields)
         execution = self.execution(request_id, index)
-        rollout.report_receipt(self.ledger, execution.id, self.nodes[index], data)
+        reports.report_receipt(self.ledger, execution.id, self.nodes[index], data)
         return self.execution(request_id, index).state

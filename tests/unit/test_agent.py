@@ -9,18 +9,29 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from securesystemslib.signer import CryptoSigner
+from agent_home import (
+    DEVICE,
+    EVE,
+    OPERATOR,
+    TRUST,
+    Device,
+    FakeWorker,
+    ask,
+    deliver,
+    envelope,
+    make_request,
+    make_store,
+    receipt_of,
+)
 
 import clue
-from clue_agent import base_model as base_model_module
 from clue_agent import erasing as erasing_module
-from clue_agent import execution as execution_module
 from clue_agent import intake as intake_module
 from clue_agent import job as job_module
 from clue_agent import receipts
@@ -28,162 +39,19 @@ from clue_agent import store as store_module
 from clue_agent import worker as worker_module
 from clue_agent.agent import Agent
 from clue_agent.checkpoint import SealedCheckpoint
-from clue_agent.config import AgentConfig, WorkConfig
+from clue_agent.config import AgentConfig
 from clue_agent.errors import AgentError, JobFailedError, JournalWriteError, StoreError
 from clue_agent.guard import Attempt, judge, next_attempt, upper_bound
 from clue_agent.job import JobSpec, run_worker
 from clue_agent.journal import EVALUATED, STEPS, Journal
-from clue_agent.limits import LimitsConfig
-from clue_agent.retention import VaultLimits
 from clue_agent.sealed import KeyRing
 from clue_agent.status import update_model
-from clue_agent.store import CANDIDATE, INCOMING, ModelStore
+from clue_agent.store import CANDIDATE, INCOMING
 from clue_agent.vault import Vault
 from clue_protocol.documents import Trust
-from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, envelope_digest, open_message, sign_message
+from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, envelope_digest, sign_message
 from clue_protocol.keys import create_signing_key
-from clue_protocol.v1 import agent_pb2
 from clue_protocol.v1 import forget_pb2 as pb
-
-OPERATOR, EVE, DEVICE = (CryptoSigner.generate_ed25519() for _ in range(3))
-TRUST = Trust("yard", (OPERATOR.public_key,), "127.0.0.1:9092", "(no certificate)")
-
-
-def make_store(config: AgentConfig) -> ModelStore:
-    return ModelStore(config.store, KeyRing(config.keys))
-
-
-def make_request(**changes: Any) -> pb.ForgetRequest:
-    request = pb.ForgetRequest(
-        request_id="r-1", fleet="yard", sequence=1, forget_class="red", policy=pb.Policy(max_ua=1, max_ra_drop=1)
-    )
-    request.expires_at.FromSeconds(int(time.time()) + 3600)
-    for name, value in changes.items():
-        if name == "policy":
-            request.policy.CopyFrom(value)
-        elif name == "expires_in":
-            request.expires_at.seconds = int(time.time()) + value
-        else:
-            setattr(request, name, value)
-    return request
-
-
-def envelope(signer: CryptoSigner = OPERATOR, **changes: Any) -> bytes:
-    return sign_message(make_request(**changes), REQUEST_TYPE, [signer])
-
-
-@dataclass
-class Device:
-    """One home, and as many lives of its agent as a test needs."""
-
-    config: AgentConfig
-    agents: list[tuple[Agent, Journal]] = field(default_factory=list)
-
-    def boot(self, *, start: bool = True, trust: Trust = TRUST) -> Agent:
-        self.shut_down()
-        journal = Journal(self.config.journal)
-        agent = Agent(self.config, trust, DEVICE, journal)
-        self.agents.append((agent, journal))
-        if start:
-            agent.start()
-        return agent
-
-    def shut_down(self) -> None:
-        while self.agents:
-            agent, journal = self.agents.pop()
-            agent.close()
-            journal.close()
-
-    @property
-    def journal(self) -> Journal:
-        return self.agents[-1][1]
-
-    def model(self) -> dict[str, bytes]:
-        """Every file of the model in use, and which slot that is."""
-        store = make_store(self.config)
-        files = {p.name: p.read_bytes() for p in store.current.iterdir()}
-        return files | {"slot": store.current_slot().encode()}
-
-    @property
-    def digest(self) -> str:
-        return make_store(self.config).verify()[1]
-
-
-@pytest.fixture
-def device(tmp_path: Path, images_root: Path, bundle_dir: Path) -> Iterator[Device]:
-    config = AgentConfig(
-        device_id="cam-1",
-        samples=images_root / "train",
-        holdout=images_root / "test",
-        keep_originals=True,
-        work=WorkConfig(nice=0),
-        limits=LimitsConfig(budget_seconds=120, min_free_mib=0),
-        vault=VaultLimits(holdout_share=0.0),
-        home=tmp_path,
-    )
-    make_store(config).install(bundle_dir)
-    made = Device(config)
-    yield made
-    made.shut_down()
-
-
-def receipt_of(answer: agent_pb2.DeliverResponse) -> pb.Receipt:
-    assert answer.receipt_envelope, f"no receipt yet, the agent is {answer.progress.stage}"
-    return open_message(answer.receipt_envelope, RECEIPT_TYPE, pb.Receipt, [DEVICE.public_key])
-
-
-def deliver(agent: Agent, data: bytes, request_id: str = "r-1", seconds: float = 60.0) -> pb.Receipt:
-    return receipt_of(agent.deliver(data, request_id, seconds))
-
-
-class FakeWorker:
-    """Stands in for the worker process: writes a whole new bundle, and says what it is told to say."""
-
-    def __init__(self, ua_after: int = 0, ra_after: int = 30, action: Callable[[JobSpec], None] | None = None) -> None:
-        self.jobs: list[JobSpec] = []
-        self.ua_after, self.ra_after, self.action = ua_after, ra_after, action
-
-    def __call__(
-        self,
-        job: JobSpec,
-        config: AgentConfig,
-        cancelled: threading.Event,
-        on_progress: Callable[[str, float], None],
-        on_hold: Callable[[Any], None],
-    ) -> dict[str, Any]:
-        self.jobs.append(job)
-        on_progress("unlearning", 0.5)
-        store = make_store(config)
-        stored = store.read(job.slot)
-        spec = stored.spec
-        for name in job.forget:
-            spec = spec.with_forgotten(name)
-        store.write(CANDIDATE, spec.to_json().encode(), stored.weights)
-        if self.action is not None:
-            self.action(job)
-        return {
-            "already_forgotten": False,
-            "ua_before": {"correct": 10, "samples": 10},
-            "ra_before": {"correct": 30, "samples": 30},
-            "ua_after": {"correct": self.ua_after, "samples": 10},
-            "ra_after": {"correct": self.ra_after, "samples": 30},
-            "sample_digests": ["ab" * 32],
-            "samples": 20,
-            "method": job.method,
-            "hyperparameters": job.hyperparameters,
-            "seconds": 1.5,
-            "energy": {"joules": 3.0, "source": "estimated", "detail": "d", "relative_uncertainty": 0.5},
-            "peak_memory_bytes": 1000,
-        }
-
-
-@pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> FakeWorker:
-    fake = FakeWorker()
-    monkeypatch.setattr(execution_module, "run_worker", fake)
-    monkeypatch.setattr(base_model_module, "run_worker", fake)
-    return fake
-
 
 # With the real worker
 
@@ -317,7 +185,7 @@ def test_refusals_touch_nothing(device: Device, worker: FakeWorker, name: str) -
     data = make()
     before = device.model()
     agent = device.boot()
-    answer = agent.deliver(data, "r-1", 0)
+    answer = ask(agent, data, "r-1", 0)
     receipt = receipt_of(answer)
     assert (receipt.outcome, pb.Reason.Name(receipt.reason)) == (pb.OUTCOME_REJECTED, f"REASON_{reason}")
     assert receipt.detail
@@ -327,8 +195,8 @@ def test_refusals_touch_nothing(device: Device, worker: FakeWorker, name: str) -
     assert device.model() == before
     assert worker.jobs == []
     # Asked again, also after a restart, the device says the same in the same bytes.
-    assert agent.deliver(data, "r-1", 0) == answer
-    assert device.boot().deliver(data, "r-1", 0) == answer
+    assert ask(agent, data, "r-1", 0) == answer
+    assert ask(device.boot(), data, "r-1", 0) == answer
 
 
 def empty_class(device: Device, tmp_path: Path, which: str, *names: str) -> None:
@@ -473,7 +341,7 @@ def test_a_killed_worker_is_tried_again_but_not_for_ever(
     before = device.model()
     agent = device.boot(start=False)
     monkeypatch.setattr(agent._stop, "wait", lambda _seconds: False)
-    agent.deliver(envelope(), "r-1", 0)
+    ask(agent, envelope(), "r-1", 0)
     agent.start()
     receipt = deliver(agent, envelope())
     assert (receipt.outcome, receipt.reason) == (pb.OUTCOME_FAILED, pb.REASON_WORKER_FAILED)
@@ -490,7 +358,7 @@ def test_a_new_model_that_is_not_whole_is_never_used(device: Device, worker: Fak
     before = device.model()
     agent = device.boot(start=False)
     agent._stop.wait = lambda _seconds=None: False  # type: ignore[method-assign,assignment]
-    agent.deliver(envelope(), "r-1", 0)
+    ask(agent, envelope(), "r-1", 0)
     agent.start()
     receipt = deliver(agent, envelope())
     assert (receipt.outcome, receipt.reason) == (pb.OUTCOME_FAILED, pb.REASON_WORKER_FAILED)
@@ -531,7 +399,7 @@ def test_parallel_duplicates_are_one_job(device: Device, worker: FakeWorker) -> 
     indented = json.dumps(json.loads(compact), indent=2).encode()
     answers: list[bytes] = []
     threads = [
-        threading.Thread(target=lambda d=data: answers.append(agent.deliver(d, "r-1", 60).receipt_envelope))
+        threading.Thread(target=lambda d=data: answers.append(ask(agent, d, "r-1", 60).receipt_envelope))
         for data in [compact, indented] * 4
     ]
     for thread in threads:
@@ -549,7 +417,7 @@ def test_progress_while_the_work_goes_on(device: Device, worker: FakeWorker) -> 
     worker.action = lambda job: go_on.wait(60) and None
     agent = device.boot()
     deadline = time.monotonic() + 30
-    while (answer := agent.deliver(envelope(), "r-1", 0)).progress.stage != "unlearning":
+    while (answer := ask(agent, envelope(), "r-1", 0)).progress.stage != "unlearning":
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert answer.progress.fraction == 0.5
@@ -573,7 +441,7 @@ def die(*_: object) -> None:
 def crash(device: Device, monkeypatch: pytest.MonkeyPatch, owner: str, name: str) -> Agent:
     """Accept one request and lose power in the middle of the work."""
     agent = device.boot(start=False)
-    agent.deliver(envelope(), "r-1", 0)
+    ask(agent, envelope(), "r-1", 0)
     target = {"store": agent.store, "journal": device.journal}[owner]
     monkeypatch.setattr(target, name, die)
     with pytest.raises(PowerCutError):
@@ -601,8 +469,8 @@ def test_a_crash_after_the_preparation_is_completed(
     assert before != device.digest
     assert again.status().forgotten == ["red"]
     assert len(worker.jobs) == 1  # the work is not done twice
-    first = again.deliver(envelope_again(device), "r-1", 0)
-    assert device.boot().deliver(envelope_again(device), "r-1", 0) == first
+    first = ask(again, envelope_again(device), "r-1", 0)
+    assert ask(device.boot(), envelope_again(device), "r-1", 0) == first
 
 
 def envelope_again(device: Device) -> bytes:
@@ -646,7 +514,7 @@ def test_orderly_stops_are_no_failed_attempts(device: Device, worker: FakeWorker
     data = envelope()
     for _ in range(5):
         agent = device.boot()
-        agent.deliver(data, "r-1", 0)
+        ask(agent, data, "r-1", 0)
         assert running.wait(30)
         running.clear()
     worker.action = None
@@ -655,7 +523,7 @@ def test_orderly_stops_are_no_failed_attempts(device: Device, worker: FakeWorker
 
 def test_a_job_whose_key_is_no_longer_trusted_fails_and_blocks_nobody(device: Device, worker: FakeWorker) -> None:
     old = envelope(request_id="r-old")
-    device.boot(start=False).deliver(old, "r-old", 0)
+    ask(device.boot(start=False), old, "r-old", 0)
     before = device.model()
     agent = device.boot(trust=Trust("yard", (EVE.public_key,), TRUST.superlink, TRUST.ca_pem))
     receipt = deliver(agent, old, "r-old", 10)
@@ -904,7 +772,7 @@ def test_a_new_model_that_rots_right_after_the_switch_is_made_again(
     device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = device.boot(start=False)
-    agent.deliver(envelope(), "r-1", 0)
+    ask(agent, envelope(), "r-1", 0)
     monkeypatch.setattr(agent._machinery.eraser, "remember", die)
     with pytest.raises(PowerCutError):
         agent._carry_out(device.journal.unfinished()[0])
@@ -921,7 +789,7 @@ def test_no_image_is_erased_while_the_old_model_is_there(
     device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = device.boot(start=False)
-    agent.deliver(envelope(), "r-1", 0)
+    ask(agent, envelope(), "r-1", 0)
     before = device.digest
     monkeypatch.setattr(agent._machinery.eraser, "erase_images", die)
     with pytest.raises(PowerCutError):
@@ -937,7 +805,7 @@ def test_a_journal_that_is_lost_after_the_switch_loses_nothing_else(
     device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, bundle_dir: Path
 ) -> None:
     agent = device.boot(start=False)
-    agent.deliver(envelope(), "r-1", 0)
+    ask(agent, envelope(), "r-1", 0)
     before = device.digest
     monkeypatch.setattr(agent._machinery.eraser, "remember", die)
     with pytest.raises(PowerCutError):
@@ -959,7 +827,7 @@ def test_a_class_that_is_found_forgotten_leaves_no_old_model(
     device: Device, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = device.boot(start=False)
-    agent.deliver(envelope(), "r-1", 0)
+    ask(agent, envelope(), "r-1", 0)
     monkeypatch.setattr(agent._machinery.eraser, "remember", die)
     with pytest.raises(PowerCutError):
         agent._carry_out(device.journal.unfinished()[0])
@@ -1048,14 +916,14 @@ def test_a_request_that_is_written_down_is_not_refused_for_a_full_disk(
     agent, data = device.boot(start=False), envelope()
     with monkeypatch.context() as patch:
         patch.setattr(device.journal, "verify", full)
-        assert not agent.deliver(data, "r-1", 0).receipt_envelope
+        assert not ask(agent, data, "r-1", 0).receipt_envelope
     agent.start()
     assert deliver(agent, data).outcome == pb.OUTCOME_SUCCEEDED
 
 
 def test_a_copy_that_was_written_down_only_is_dropped(device: Device, worker: FakeWorker) -> None:
     agent, data = device.boot(start=False), envelope()
-    agent.deliver(data, "r-1", 0)
+    ask(agent, data, "r-1", 0)
     copy = json.dumps(json.loads(data), indent=2).encode()
     device.journal.receive(envelope_digest(copy), "r-1", copy, 1.0)
     agent._carry_out(device.journal.unfinished()[1])
@@ -1101,7 +969,7 @@ def test_a_request_meets_the_last_image_on_its_way_into_the_vault(
         return 0
 
     monkeypatch.setattr(intake_module, "count_images", taken_in_just_now)
-    assert not agent.deliver(envelope(), "r-1", 0).receipt_envelope
+    assert not ask(agent, envelope(), "r-1", 0).receipt_envelope
 
 
 def test_the_spec_is_read_while_another_model_is_switched_to(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,13 +36,13 @@ def test_every_step_is_a_row_that_survives_the_process(journal: Journal, tmp_pat
     assert journal.get(one) is None
     journal.receive(one, "said", b"envelope", 10.0)
     assert journal.verify(one, "r-1", 11.0) == one
-    assert journal.begin_attempt(one, 12.0) == 1
+    assert journal.begin_run(one, 12.0) == 1
     for step in (EVALUATED, SWAPPED, ERASED):
         journal.record(one, step, {"is": step}, 13.0)
     again = Journal(tmp_path / "journal.sqlite")
     [job] = again.unfinished()
     again.close()
-    assert (job.request_id, job.envelope, job.received_at, job.attempts) == ("r-1", b"envelope", 10.0, 1)
+    assert (job.request_id, job.envelope, job.received_at, job.runs) == ("r-1", b"envelope", 10.0, 1)
     assert job.step == ERASED
     assert job.steps[SWAPPED] == {"is": "swapped"}
     assert journal.finish(one, b"receipt", 14.0) == b"receipt"
@@ -65,7 +65,7 @@ def test_the_first_word_stands(journal: Journal) -> None:
 
 def test_withdrawing_goes_back_to_the_work(journal: Journal) -> None:
     promise(journal, 1)
-    journal.begin_attempt(digest(1), 1.0)
+    journal.begin_run(digest(1), 1.0)
     journal.record(digest(1), EVALUATED, {}, 1.0)
     journal.withdraw(digest(1))
     assert [job.step for job in journal.unfinished()] == [STARTED]
@@ -118,9 +118,9 @@ def test_refusals_are_bounded_and_push_out_no_job(journal: Journal, monkeypatch:
 
 def test_attempts_are_counted_and_can_be_taken_back(journal: Journal, tmp_path: Path) -> None:
     promise(journal, 1)
-    assert [journal.begin_attempt(digest(1), 1.0) for _ in range(3)] == [1, 2, 3]
-    journal.cancel_attempt(digest(1))
-    assert journal.begin_attempt(digest(1), 1.0) == 3
+    assert [journal.begin_run(digest(1), 1.0) for _ in range(3)] == [1, 2, 3]
+    journal.cancel_run(digest(1))
+    assert journal.begin_run(digest(1), 1.0) == 3
 
 
 def test_a_failed_write_leaves_nothing(journal: Journal) -> None:
@@ -194,6 +194,10 @@ class JournalMachine(RuleBasedStateMachine):
         self.journal = Journal(Path(self.folder.name) / "journal.sqlite")
         self.receipts: dict[bytes, bytes] = {}
         self.jobs: dict[str, bytes] = {}
+        self.past: dict[tuple[bytes, int], bytes] = {}
+        self.attempts: dict[bytes, int] = {}
+        self.begun: set[bytes] = set()
+        self.recalled: set[bytes] = set()
 
     digests = st.integers(0, 5).map(digest)
     requests = st.integers(0, 3).map("r-{}".format)
@@ -221,9 +225,46 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule(request=requests, receipt=texts)
     def finish(self, request: str, receipt: bytes) -> None:
-        if request in self.jobs:
+        if request in self.jobs and self.jobs[request] not in self.recalled:
             one = self.jobs[request]
             assert self.journal.finish(one, receipt, 1.0) == self.receipts.setdefault(one, receipt)
+
+    @rule(request=requests, attempt=st.integers(1, 4))
+    def repeat(self, request: str, attempt: int) -> None:
+        one = self.jobs.get(request, b"")
+        last = self.attempts.get(one, 1)
+        anew = one in self.receipts and attempt > last
+        assert self.journal.repeat(one, attempt, b"e", 1.0) is anew
+        if anew:
+            self.past[one, last] = self.receipts.pop(one)
+            self.attempts[one] = attempt
+            self.begun.discard(one)
+            assert self.journal.verify(one, request, 1.0) == one
+
+    @rule(request=requests)
+    def begin(self, request: str) -> None:
+        one = self.jobs.get(request, b"")
+        if one not in self.jobs.values() or one in self.receipts:
+            return
+        assert (self.journal.begin_run(one, 1.0) > 0) is (one not in self.recalled)
+        if one not in self.recalled:
+            self.begun.add(one)
+
+    @rule(request=requests)
+    def recall(self, request: str) -> None:
+        one = self.jobs.get(request)
+        if one is None:
+            return
+        gone = one not in self.receipts and one not in self.begun
+        assert self.journal.recall(one, request, b"e", 1, 1.0) is gone
+        if gone:
+            self.recalled.add(one)
+
+    @rule(request=requests)
+    def resume(self, request: str) -> None:
+        if request in self.jobs:
+            self.journal.resume(self.jobs[request], 1)
+            self.recalled.discard(self.jobs[request])
 
     @invariant()
     def receipts_stand(self) -> None:
@@ -231,11 +272,15 @@ class JournalMachine(RuleBasedStateMachine):
             job = self.journal.get(one)
             assert job is not None
             assert job.receipt == receipt
+        for (one, attempt), receipt in self.past.items():
+            assert self.journal.earlier_receipt(one, attempt) == receipt
 
     @invariant()
     def unfinished_is_what_has_no_receipt(self) -> None:
         found = {job.request_id: job.digest for job in self.journal.unfinished()}
-        assert found == {request: one for request, one in self.jobs.items() if one not in self.receipts}
+        assert found == {
+            request: one for request, one in self.jobs.items() if one not in self.receipts and one not in self.recalled
+        }
 
     def teardown(self) -> None:
         self.journal.close()

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import clue
-from clue_coordinator import metrics, rollout
+from clue_coordinator import metrics, reports
 from clue_coordinator.errors import CoordinatorError
 from clue_coordinator.models import Execution
 from clue_coordinator.states import ExecutionState, RequestState
@@ -131,7 +131,7 @@ def test_a_device_that_never_answered_keeps_its_last_measurement(fleet: Fleet) -
     fleet.lease(0)
     fleet.report(first)
     second = fleet.order("cat")
-    for _ in range(rollout.MAX_ATTEMPTS):
+    for _ in range(reports.MAX_FAULTS):
         fleet.now += 60
         fleet.lease(0)
         fleet.report(second, envelope=b"?")

@@ -1,22 +1,18 @@
 """The rollout: every device that is asked ends in one final state, and only its own receipt makes it a success."""
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import databases
 import pytest
 from fleet_ledger import DEVICE_KEYS, SIGNER, Fleet
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from clue_coordinator import enrol, rollout
+from clue_coordinator import enrol, reports, requests, rollout
 from clue_coordinator.errors import ConflictError, CoordinatorError, UsageError
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.receipts import is_verified
-from clue_coordinator.rollout import LEASE_SECONDS, MAX_ATTEMPTS
+from clue_coordinator.reports import MAX_FAULTS
+from clue_coordinator.rollout import LEASE_SECONDS
 from clue_coordinator.states import FINAL, ExecutionState, RequestState, check_change, may_follow
 from clue_protocol.envelope import REQUEST_TYPE, open_message, sign_message
 from clue_protocol.v1 import forget_pb2 as pb
@@ -46,10 +42,12 @@ def fleet(make: Callable[[int], Fleet]) -> Fleet:
 
 
 def test_final_states_stay_but_for_a_late_receipt() -> None:
-    for old in FINAL - {ExecutionState.TIMED_OUT}:
+    unanswered = {ExecutionState.TIMED_OUT, ExecutionState.CANCELED}
+    for old in FINAL - unanswered:
         assert not any(may_follow(old, new) for new in ExecutionState)
-    late = {new for new in ExecutionState if may_follow(ExecutionState.TIMED_OUT, new)}
-    assert late == {ExecutionState.SUCCEEDED, ExecutionState.FAILED, ExecutionState.REJECTED}
+    for old in unanswered:
+        late = {new for new in ExecutionState if may_follow(old, new)}
+        assert late == {ExecutionState.SUCCEEDED, ExecutionState.FAILED, ExecutionState.REJECTED}
     for old in set(ExecutionState) - FINAL:
         assert all(may_follow(old, new) for new in FINAL)
         assert not may_follow(old, old)
@@ -84,7 +82,7 @@ def test_orders_that_make_no_sense(fleet: Fleet, make: Callable[[int], Fleet]) -
     with pytest.raises(UsageError, match=r"birdd.*'bird'"):
         fleet.order("birdd")
     with pytest.raises(UsageError, match="did you mean 'yard'"):
-        rollout.create_request(fleet.ledger, rollout.ForgetOrder("yrad", "bird"), SIGNER)
+        requests.create_request(fleet.ledger, requests.ForgetOrder("yrad", "bird"), SIGNER)
     for policy in (-0.1, 1.1, float("nan")):
         with pytest.raises(UsageError, match="max UA"):
             fleet.order(max_ua=policy)
@@ -148,7 +146,7 @@ def test_a_lease_that_runs_out_is_given_again(fleet: Fleet) -> None:
 def test_progress_asks_again_at_once(fleet: Fleet) -> None:
     request_id = fleet.order()
     first = fleet.lease(0)[0]
-    rollout.report_progress(fleet.ledger, first.execution_id, fleet.nodes[0], "unlearning" * 10, 7.0)
+    reports.report_progress(fleet.ledger, first.execution_id, fleet.nodes[0], "unlearning" * 10, 7.0)
     execution = fleet.execution(request_id)
     assert (execution.state, execution.fraction, execution.stage) == ("IN_PROGRESS", 1.0, ("unlearning" * 10)[:32])
     assert fleet.lease(0)[0].execution_id == first.execution_id
@@ -156,12 +154,13 @@ def test_progress_asks_again_at_once(fleet: Fleet) -> None:
 
 def test_an_unreachable_device_waits_for_its_return(fleet: Fleet) -> None:
     request_id = fleet.order()
-    for _ in range(2 * MAX_ATTEMPTS):  # however often: that is not the device's failure
+    for _ in range(2 * MAX_FAULTS):  # however often: that is not the device's failure
         given = fleet.lease(0)[0]
-        rollout.report_error(fleet.ledger, given.execution_id, fleet.nodes[0], "gone", unreachable=True)
+        reports.report_error(fleet.ledger, given.execution_id, fleet.nodes[0], "gone", unreachable=True)
         execution = fleet.execution(request_id)
-        assert (execution.state, execution.attempts, execution.device.online) == ("QUEUED", 0, False)
-        assert fleet.lease() == {}
+        assert (execution.state, execution.faults) == ("QUEUED", 0)
+        assert fleet.lease(0) == {}  # not twice a second
+        fleet.now += 5
 
 
 def test_a_new_dispatcher_takes_over(fleet: Fleet) -> None:
@@ -231,9 +230,9 @@ def test_the_first_receipt_stands(fleet: Fleet) -> None:
     assert fleet.report(request_id, outcome=pb.OUTCOME_FAILED) == "SUCCEEDED"
     execution = fleet.execution(request_id)
     assert execution.receipt_envelope == first
-    rollout.report_error(fleet.ledger, execution.id, fleet.nodes[0], "late error", unreachable=False)
-    rollout.report_error(fleet.ledger, execution.id, fleet.nodes[0], "late error", unreachable=True)
-    rollout.report_progress(fleet.ledger, execution.id, fleet.nodes[0], "late", 0.1)
+    reports.report_error(fleet.ledger, execution.id, fleet.nodes[0], "late error", unreachable=False)
+    reports.report_error(fleet.ledger, execution.id, fleet.nodes[0], "late error", unreachable=True)
+    reports.report_progress(fleet.ledger, execution.id, fleet.nodes[0], "late", 0.1)
     assert fleet.execution(request_id).fraction == 1.0
     assert len(fleet.events()) == events
 
@@ -283,7 +282,7 @@ def test_what_is_no_receipt_of_this_device_for_this_request(fleet: Fleet, name: 
     assert fleet.report(request_id, envelope=forged[name]) == "QUEUED"
     execution = fleet.execution(request_id)
     assert execution.receipt_envelope is None
-    assert execution.attempts == 1
+    assert execution.faults == 1
     assert execution.detail.startswith("the answer was not a receipt: ")
     assert execution.device.model_digest == "00" * 32
     assert not is_verified(forged[name], execution)
@@ -294,10 +293,10 @@ def test_what_is_no_receipt_of_this_device_for_this_request(fleet: Fleet, name: 
 
 def test_bad_answers_are_tried_again_with_pauses_and_then_failed(fleet: Fleet) -> None:
     request_id = fleet.order()
-    for attempt in range(1, MAX_ATTEMPTS):
+    for attempt in range(1, MAX_FAULTS):
         assert set(fleet.lease(0)) == {0}
         assert fleet.report(request_id, envelope=b"?") == "QUEUED"
-        assert fleet.execution(request_id).attempts == attempt
+        assert fleet.execution(request_id).faults == attempt
         assert fleet.lease(0) == {}  # not at once
         fleet.now += 60
     fleet.lease(0, 1)
@@ -310,9 +309,9 @@ def test_bad_answers_are_tried_again_with_pauses_and_then_failed(fleet: Fleet) -
 
 def test_errors_are_counted_like_bad_answers(fleet: Fleet) -> None:
     request_id = fleet.order()
-    for _ in range(MAX_ATTEMPTS):
+    for _ in range(MAX_FAULTS):
         given = fleet.lease(0)[0]
-        rollout.report_error(fleet.ledger, given.execution_id, fleet.nodes[0], "forwarder crashed", unreachable=False)
+        reports.report_error(fleet.ledger, given.execution_id, fleet.nodes[0], "forwarder crashed", unreachable=False)
         fleet.now += 60
     execution = fleet.execution(request_id)
     assert (execution.state, execution.detail) == ("FAILED", "forwarder crashed")
@@ -341,10 +340,13 @@ def test_expiry_and_the_late_receipt(fleet: Fleet) -> None:
     request_id = fleet.order(expires_in_seconds=HOUR)
     fleet.lease(0)
     fleet.now += HOUR - 1
-    fleet.lease()
+    fleet.tick()
     assert fleet.execution(request_id, 1).state == "QUEUED"
     fleet.now += 1
-    assert fleet.lease(0, 1) == {}
+    assert set(fleet.lease(1)) == set()
+    fleet.tick()
+    assert set(fleet.lease(0, 1)) == {0}  # what it was given is asked for, but no more begun
+    assert fleet.last[0].recall
     for index in (0, 1):
         execution = fleet.execution(request_id, index)
         assert (execution.state, execution.reason) == ("TIMED_OUT", "DEADLINE")
@@ -365,11 +367,11 @@ def test_reports_for_executions_that_are_not_there(fleet: Fleet) -> None:
     receipt = fleet.receipt(request_id)
     for execution_id, node in (("nonsense", fleet.nodes[0]), (execution.id, fleet.nodes[1])):
         with pytest.raises(UsageError, match="there is no execution"):
-            rollout.report_receipt(fleet.ledger, execution_id, node, receipt)
+            reports.report_receipt(fleet.ledger, execution_id, node, receipt)
         with pytest.raises(UsageError):
-            rollout.report_progress(fleet.ledger, execution_id, node, "x", 0.5)
+            reports.report_progress(fleet.ledger, execution_id, node, "x", 0.5)
         with pytest.raises(UsageError):
-            rollout.report_error(fleet.ledger, execution_id, node, "x", unreachable=True)
+            reports.report_error(fleet.ledger, execution_id, node, "x", unreachable=True)
     assert fleet.execution(request_id).state == "QUEUED"
 
 
@@ -405,130 +407,3 @@ def test_a_file_that_is_no_ledger(tmp_path: Path) -> None:
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(CoordinatorError, match="cannot use the ledger"):
         Ledger(path)
-
-
-class RolloutMachine(RuleBasedStateMachine):
-    """Leases, reports and time in any order, two devices and up to three requests."""
-
-    kind = "sqlite"
-    devices = st.integers(0, 1)
-    picks = st.integers(0, 2)
-
-    @initialize()
-    def begin(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.fleet = Fleet.make(databases.new_url(self.kind, Path(self.folder.name)), 2)
-        self.requests: list[str] = []
-        self.seen: dict[str, ExecutionState] = {}
-        self.envelopes: dict[str, bytes] = {}
-
-    @rule()
-    def order(self) -> None:
-        if len(self.requests) < 3:
-            self.requests.append(self.fleet.order(expires_in_seconds=600))
-
-    @rule(online=st.sets(devices))
-    def lease(self, online: set[int]) -> None:
-        given = rollout.lease(self.fleet.ledger, [self.fleet.nodes[index] for index in online])
-        assert {self.fleet.nodes.index(a.node_id) for a in given} <= online
-        assert rollout.lease(self.fleet.ledger, [self.fleet.nodes[index] for index in online]) == []
-        for assignment in given:
-            request = self.fleet.request(assignment.request_id)
-            assert request.expires_at > self.fleet.now
-            [execution] = [e for e in request.executions if e.id == assignment.execution_id]
-            assert execution.lease_until == self.fleet.now + LEASE_SECONDS
-
-    @rule(seconds=st.sampled_from([1, 10, 40, LEASE_SECONDS, 400]))
-    def wait(self, seconds: float) -> None:
-        self.fleet.now += seconds
-
-    @rule(pick=picks, index=devices, outcome=st.sampled_from([1, 2, 3]))
-    def receipt(self, pick: int, index: int, outcome: pb.Outcome.ValueType) -> None:
-        if pick < len(self.requests):
-            self.fleet.report(self.requests[pick], index, outcome=outcome)
-
-    @rule(pick=picks, index=devices)
-    def forged_receipt(self, pick: int, index: int) -> None:
-        if pick < len(self.requests):
-            before = self.fleet.execution(self.requests[pick], index).receipt_envelope
-            forged = self.fleet.receipt(self.requests[pick], index, key=DEVICE_KEYS[1 - index])
-            self.fleet.report(self.requests[pick], index, envelope=forged)
-            assert self.fleet.execution(self.requests[pick], index).receipt_envelope == before
-
-    @rule(pick=picks, index=devices, unreachable=st.booleans())
-    def error(self, pick: int, index: int, unreachable: bool) -> None:
-        if pick < len(self.requests):
-            execution = self.fleet.execution(self.requests[pick], index)
-            node = self.fleet.nodes[index]
-            rollout.report_error(self.fleet.ledger, execution.id, node, "error", unreachable=unreachable)
-
-    @rule(pick=picks, index=devices)
-    def progress(self, pick: int, index: int) -> None:
-        if pick < len(self.requests):
-            execution = self.fleet.execution(self.requests[pick], index)
-            rollout.report_progress(self.fleet.ledger, execution.id, self.fleet.nodes[index], "working", 0.5)
-
-    @rule()
-    def restart(self) -> None:
-        rollout.release_all(self.fleet.ledger)
-
-    @invariant()
-    def states_change_only_as_they_may(self) -> None:
-        for request_id in getattr(self, "requests", []):
-            request = self.fleet.request(request_id)
-            for execution in request.executions:
-                new = ExecutionState(execution.state)
-                old = self.seen.setdefault(execution.id, ExecutionState.QUEUED)
-                # Two changes may lie between two looks; a final state is never left but by a late receipt.
-                if old in FINAL and old != new:
-                    assert old == ExecutionState.TIMED_OUT
-                    assert may_follow(old, new)
-                self.seen[execution.id] = new
-                assert execution.attempts <= MAX_ATTEMPTS
-                assert new != ExecutionState.IN_PROGRESS or execution.lease_until is not None
-                assert (execution.receipt_envelope is None) or is_verified(execution.receipt_envelope, execution)
-                if new in (ExecutionState.SUCCEEDED, ExecutionState.REJECTED):
-                    assert execution.receipt_envelope is not None
-                if execution.receipt_envelope is not None:
-                    kept = self.envelopes.setdefault(execution.id, execution.receipt_envelope)
-                    assert kept == execution.receipt_envelope
-            done = all(e.state in FINAL for e in request.executions)
-            assert (request.state == RequestState.COMPLETED) is done
-            assert (request.finished_at is not None) is done
-
-    @invariant()
-    def the_history_tells_the_same_story(self) -> None:
-        if not hasattr(self, "fleet"):
-            return
-        events = self.fleet.events()
-        assert [e.at for e in events] == sorted(e.at for e in events)
-        told: dict[tuple[str, str], ExecutionState] = {}
-        for event in events:
-            kind, _, state = event.kind.partition(".")
-            if kind == "execution":
-                key = (event.request_id, event.device_id)
-                new = ExecutionState(state.upper())
-                check_change(told.get(key, ExecutionState.QUEUED), new)
-                told[key] = new
-        for request_id in self.requests:
-            for index in (0, 1):
-                state_now = ExecutionState(self.fleet.execution(request_id, index).state)
-                assert told.get((request_id, f"cam-{index}"), ExecutionState.QUEUED) == state_now
-
-    def teardown(self) -> None:
-        if hasattr(self, "fleet"):
-            self.fleet.ledger.close()
-            self.folder.cleanup()
-
-
-class PostgresRolloutMachine(RolloutMachine):
-    """The same on PostgreSQL."""
-
-    kind = "postgresql"
-
-
-TestRolloutMachine = RolloutMachine.TestCase
-TestPostgresRolloutMachine = PostgresRolloutMachine.TestCase
-TestRolloutMachine.settings = TestPostgresRolloutMachine.settings = settings(
-    max_examples=12, stateful_step_count=15, deadline=None
-)

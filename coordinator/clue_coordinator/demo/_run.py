@@ -20,7 +20,7 @@ from clue_coordinator.demo._data import DemoData, choose, prepare
 from clue_coordinator.demo._oracle import OracleResult, keep_holdouts, retrain
 from clue_coordinator.demo._processes import Fleet
 from clue_coordinator.errors import ConflictError, CoordinatorError
-from clue_coordinator.render import energy_text
+from clue_coordinator.render_request import energy_text
 
 FLEET = "homecams"
 

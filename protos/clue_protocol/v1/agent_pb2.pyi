@@ -25,20 +25,32 @@ class DeliverRequest(_message.Message):
     REQUEST_ENVELOPE_FIELD_NUMBER: _builtins.int
     WAIT_SECONDS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    PATCH_FIELD_NUMBER: _builtins.int
     request_envelope: _builtins.bytes
     wait_seconds: _builtins.float
     request_id: _builtins.str
     """The request the sender believes this is: names the receipt when the envelope cannot be read."""
+    attempt: _builtins.int
+    """Which attempt is asked for, from 1 (0 means 1): above the last one that FAILED, and within the request's max_attempts, the work is done anew."""
+    recall: _builtins.bool
+    """The request was withdrawn: answer with what there is of it, but do not begin."""
+    patch: _builtins.bytes
+    """The patch that the request names, if it does."""
     def __init__(
         self,
         *,
         request_envelope: _builtins.bytes = ...,
         wait_seconds: _builtins.float = ...,
         request_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        recall: _builtins.bool = ...,
+        patch: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_envelope", b"request_envelope", "request_id", b"request_id", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "patch", b"patch", "recall", b"recall", "request_envelope", b"request_envelope", "request_id", b"request_id", "wait_seconds", b"wait_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -50,8 +62,14 @@ class DeliverResponse(_message.Message):
 
     RECEIPT_ENVELOPE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    NOT_BEGUN_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
     receipt_envelope: _builtins.bytes
     """Empty while the work goes on."""
+    not_begun: _builtins.bool
+    """Answer to a recall: the work was never begun, and will not be."""
+    update: _builtins.bytes
+    """The update whose digest the receipt names."""
     @_builtins.property
     def progress(self) -> Global___Progress: ...
     def __init__(
@@ -59,10 +77,12 @@ class DeliverResponse(_message.Message):
         *,
         receipt_envelope: _builtins.bytes = ...,
         progress: Global___Progress | None = ...,
+        not_begun: _builtins.bool = ...,
+        update: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "receipt_envelope", b"receipt_envelope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_begun", b"not_begun", "progress", b"progress", "receipt_envelope", b"receipt_envelope", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -77,6 +77,9 @@ class Assignment(_message.Message):
     REQUEST_ENVELOPE_FIELD_NUMBER: _builtins.int
     WAIT_SECONDS_FIELD_NUMBER: _builtins.int
     TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    PATCH_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
     request_id: _builtins.str
     node_id: _builtins.int
@@ -85,6 +88,10 @@ class Assignment(_message.Message):
     """Seconds that the device side may hold the call open."""
     ttl_seconds: _builtins.float
     """Seconds after which the message is lost."""
+    attempt: _builtins.int
+    """As in DeliverRequest."""
+    recall: _builtins.bool
+    patch: _builtins.bytes
     def __init__(
         self,
         *,
@@ -94,10 +101,13 @@ class Assignment(_message.Message):
         request_envelope: _builtins.bytes = ...,
         wait_seconds: _builtins.float = ...,
         ttl_seconds: _builtins.float = ...,
+        attempt: _builtins.int = ...,
+        recall: _builtins.bool = ...,
+        patch: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "node_id", b"node_id", "request_envelope", b"request_envelope", "request_id", b"request_id", "ttl_seconds", b"ttl_seconds", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "execution_id", b"execution_id", "node_id", b"node_id", "patch", b"patch", "recall", b"recall", "request_envelope", b"request_envelope", "request_id", b"request_id", "ttl_seconds", b"ttl_seconds", "wait_seconds", b"wait_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -113,11 +123,17 @@ class ReportRequest(_message.Message):
     RECEIPT_ENVELOPE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    NOT_BEGUN_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     execution_id: _builtins.str
     node_id: _builtins.int
     receipt_envelope: _builtins.bytes
     error: _builtins.str
+    not_begun: _builtins.bool
+    """Answer to a recall."""
+    update: _builtins.bytes
+    """The update that a receipt names."""
     @_builtins.property
     def progress(self) -> _agent_pb2.Progress: ...
     def __init__(
@@ -129,12 +145,14 @@ class ReportRequest(_message.Message):
         receipt_envelope: _builtins.bytes = ...,
         progress: _agent_pb2.Progress | None = ...,
         error: _builtins.str = ...,
+        not_begun: _builtins.bool = ...,
+        update: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "progress", b"progress", "receipt_envelope", b"receipt_envelope", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "not_begun", b"not_begun", "progress", b"progress", "receipt_envelope", b"receipt_envelope", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "error", b"error", "execution_id", b"execution_id", "node_id", b"node_id", "progress", b"progress", "receipt_envelope", b"receipt_envelope", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "error", b"error", "execution_id", b"execution_id", "node_id", b"node_id", "not_begun", b"not_begun", "progress", b"progress", "receipt_envelope", b"receipt_envelope", "result", b"result", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["receipt_envelope", "progress", "error"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["receipt_envelope", "progress", "error", "not_begun"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

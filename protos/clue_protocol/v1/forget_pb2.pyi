@@ -79,6 +79,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_OUT_OF_TIME: _Reason.ValueType  # 17
     REASON_STORAGE_FAILED: _Reason.ValueType  # 18
+    REASON_BAD_PATCH: _Reason.ValueType  # 19
+    """The patch is missing, damaged, not the one that was signed, or for another model."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why an execution did not succeed."""
@@ -108,6 +110,8 @@ that cannot be written.
 """
 REASON_OUT_OF_TIME: Reason.ValueType  # 17
 REASON_STORAGE_FAILED: Reason.ValueType  # 18
+REASON_BAD_PATCH: Reason.ValueType  # 19
+"""The patch is missing, damaged, not the one that was signed, or for another model."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final
@@ -127,6 +131,9 @@ class ForgetRequest(_message.Message):
     ISSUED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
+    MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    SHARE_UPDATE_FIELD_NUMBER: _builtins.int
+    PATCH_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     fleet: _builtins.str
     """The installation and fleet the request is for. A device refuses any other."""
@@ -141,12 +148,20 @@ class ForgetRequest(_message.Message):
     seed: _builtins.int
     nonce: _builtins.bytes
     """16 random bytes."""
+    max_attempts: _builtins.int
+    """How often a device may be asked: once more after every FAILED receipt. 0 means 1. Each attempt has a receipt of its own."""
+    share_update: _builtins.bool
+    """The device may hand out the change that forgetting made to its model, if its own configuration allows that too."""
     @_builtins.property
     def policy(self) -> Global___Policy: ...
     @_builtins.property
     def issued_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def patch(self) -> Global___PatchReference:
+        """Set where the device is not to unlearn from images but to apply a patch, made of the updates of devices that had images."""
+
     def __init__(
         self,
         *,
@@ -161,14 +176,51 @@ class ForgetRequest(_message.Message):
         issued_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         nonce: _builtins.bytes = ...,
+        max_attempts: _builtins.int = ...,
+        share_update: _builtins.bool = ...,
+        patch: Global___PatchReference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "issued_at", b"issued_at", "policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "issued_at", b"issued_at", "patch", b"patch", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "fleet", b"fleet", "forget_class", b"forget_class", "hyperparameters_json", b"hyperparameters_json", "issued_at", b"issued_at", "method", b"method", "nonce", b"nonce", "policy", b"policy", "request_id", b"request_id", "seed", b"seed", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "fleet", b"fleet", "forget_class", b"forget_class", "hyperparameters_json", b"hyperparameters_json", "issued_at", b"issued_at", "max_attempts", b"max_attempts", "method", b"method", "nonce", b"nonce", "patch", b"patch", "policy", b"policy", "request_id", b"request_id", "seed", b"seed", "sequence", b"sequence", "share_update", b"share_update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForgetRequest: _TypeAlias = ForgetRequest  # noqa: Y015
+
+@_typing.final
+class PatchReference(_message.Message):
+    """Names a patch byte for byte; its content travels beside the envelope."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
+    source_request_id: _builtins.str
+    """The request whose devices' updates it was made of."""
+    digest: _builtins.bytes
+    """SHA-256 of the patch."""
+    base_model_digest: _builtins.str
+    """Digest (hex) of the model that it changes; a device with another refuses."""
+    updates: _builtins.int
+    """Devices whose updates it was made of."""
+    def __init__(
+        self,
+        *,
+        source_request_id: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+        base_model_digest: _builtins.str = ...,
+        updates: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_digest", b"base_model_digest", "digest", b"digest", "source_request_id", b"source_request_id", "updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PatchReference: _TypeAlias = PatchReference  # noqa: Y015
 
 @_typing.final
 class Policy(_message.Message):
@@ -370,6 +422,8 @@ class Receipt(_message.Message):
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     TRIES_FIELD_NUMBER: _builtins.int
     ERASURE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    UPDATE_DIGEST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     device_id: _builtins.str
     fleet: _builtins.str
@@ -396,6 +450,10 @@ class Receipt(_message.Message):
     """The unlearning alone."""
     peak_memory_bytes: _builtins.int
     software_version: _builtins.str
+    attempt: _builtins.int
+    """Which attempt this is the receipt of, from 1; 0 means 1."""
+    update_digest: _builtins.bytes
+    """SHA-256 of the update that the device hands out with this receipt; empty if it hands out none."""
     @_builtins.property
     def ua_before(self) -> Global___Accuracy: ...
     @_builtins.property
@@ -447,10 +505,12 @@ class Receipt(_message.Message):
         finished_at: _timestamp_pb2.Timestamp | None = ...,
         tries: _abc.Iterable[Global___Try] | None = ...,
         erasure: Global___Erasure | None = ...,
+        attempt: _builtins.int = ...,
+        update_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["energy", b"energy", "erasure", b"erasure", "finished_at", b"finished_at", "ra_after", b"ra_after", "ra_before", b"ra_before", "started_at", b"started_at", "ua_after", b"ua_after", "ua_before", b"ua_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "device_id", b"device_id", "energy", b"energy", "erasure", b"erasure", "finished_at", b"finished_at", "fleet", b"fleet", "forget_class", b"forget_class", "forget_samples", b"forget_samples", "hyperparameters_json", b"hyperparameters_json", "latency_seconds", b"latency_seconds", "method", b"method", "model_digest_after", b"model_digest_after", "model_digest_before", b"model_digest_before", "outcome", b"outcome", "peak_memory_bytes", b"peak_memory_bytes", "ra_after", b"ra_after", "ra_before", b"ra_before", "reason", b"reason", "request_digest", b"request_digest", "request_id", b"request_id", "samples_commitment", b"samples_commitment", "seed", b"seed", "software_version", b"software_version", "started_at", b"started_at", "tries", b"tries", "ua_after", b"ua_after", "ua_before", b"ua_before", "unlearning_seconds", b"unlearning_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "detail", b"detail", "device_id", b"device_id", "energy", b"energy", "erasure", b"erasure", "finished_at", b"finished_at", "fleet", b"fleet", "forget_class", b"forget_class", "forget_samples", b"forget_samples", "hyperparameters_json", b"hyperparameters_json", "latency_seconds", b"latency_seconds", "method", b"method", "model_digest_after", b"model_digest_after", "model_digest_before", b"model_digest_before", "outcome", b"outcome", "peak_memory_bytes", b"peak_memory_bytes", "ra_after", b"ra_after", "ra_before", b"ra_before", "reason", b"reason", "request_digest", b"request_digest", "request_id", b"request_id", "samples_commitment", b"samples_commitment", "seed", b"seed", "software_version", b"software_version", "started_at", b"started_at", "tries", b"tries", "ua_after", b"ua_after", "ua_before", b"ua_before", "unlearning_seconds", b"unlearning_seconds", "update_digest", b"update_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

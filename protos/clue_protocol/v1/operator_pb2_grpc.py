@@ -54,10 +54,30 @@ class OperatorServiceStub:
                 request_serializer=clue_dot_v1_dot_operator__pb2.AddDeviceRequest.SerializeToString,
                 response_deserializer=clue_dot_v1_dot_operator__pb2.AddDeviceResponse.FromString,
                 _registered_method=True)
+        self.GetDevice = channel.unary_unary(
+                '/clue.v1.OperatorService/GetDevice',
+                request_serializer=clue_dot_v1_dot_operator__pb2.GetDeviceRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.Device.FromString,
+                _registered_method=True)
         self.ListDevices = channel.unary_unary(
                 '/clue.v1.OperatorService/ListDevices',
                 request_serializer=clue_dot_v1_dot_operator__pb2.ListDevicesRequest.SerializeToString,
                 response_deserializer=clue_dot_v1_dot_operator__pb2.ListDevicesResponse.FromString,
+                _registered_method=True)
+        self.LabelDevice = channel.unary_unary(
+                '/clue.v1.OperatorService/LabelDevice',
+                request_serializer=clue_dot_v1_dot_operator__pb2.LabelDeviceRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.Device.FromString,
+                _registered_method=True)
+        self.RetireDevice = channel.unary_unary(
+                '/clue.v1.OperatorService/RetireDevice',
+                request_serializer=clue_dot_v1_dot_operator__pb2.RetireDeviceRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.Device.FromString,
+                _registered_method=True)
+        self.PlanForget = channel.unary_unary(
+                '/clue.v1.OperatorService/PlanForget',
+                request_serializer=clue_dot_v1_dot_operator__pb2.ForgetCall.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.ForgetPlan.FromString,
                 _registered_method=True)
         self.Forget = channel.unary_unary(
                 '/clue.v1.OperatorService/Forget',
@@ -74,10 +94,55 @@ class OperatorServiceStub:
                 request_serializer=clue_dot_v1_dot_operator__pb2.ListRequestsRequest.SerializeToString,
                 response_deserializer=clue_dot_v1_dot_operator__pb2.ListRequestsResponse.FromString,
                 _registered_method=True)
+        self.ListExecutions = channel.unary_unary(
+                '/clue.v1.OperatorService/ListExecutions',
+                request_serializer=clue_dot_v1_dot_operator__pb2.ListExecutionsRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.ListExecutionsResponse.FromString,
+                _registered_method=True)
         self.WatchRequest = channel.unary_stream(
                 '/clue.v1.OperatorService/WatchRequest',
                 request_serializer=clue_dot_v1_dot_operator__pb2.GetRequestRequest.SerializeToString,
                 response_deserializer=clue_dot_v1_dot_operator__pb2.RequestView.FromString,
+                _registered_method=True)
+        self.CancelRequest = channel.unary_unary(
+                '/clue.v1.OperatorService/CancelRequest',
+                request_serializer=clue_dot_v1_dot_operator__pb2.ChangeRequestCall.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.RequestView.FromString,
+                _registered_method=True)
+        self.PauseRequest = channel.unary_unary(
+                '/clue.v1.OperatorService/PauseRequest',
+                request_serializer=clue_dot_v1_dot_operator__pb2.ChangeRequestCall.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.RequestView.FromString,
+                _registered_method=True)
+        self.ResumeRequest = channel.unary_unary(
+                '/clue.v1.OperatorService/ResumeRequest',
+                request_serializer=clue_dot_v1_dot_operator__pb2.ChangeRequestCall.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.RequestView.FromString,
+                _registered_method=True)
+        self.RetryRequest = channel.unary_unary(
+                '/clue.v1.OperatorService/RetryRequest',
+                request_serializer=clue_dot_v1_dot_operator__pb2.RetryRequestCall.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.RequestView.FromString,
+                _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/clue.v1.OperatorService/ListEvents',
+                request_serializer=clue_dot_v1_dot_operator__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
+        self.CreateToken = channel.unary_unary(
+                '/clue.v1.OperatorService/CreateToken',
+                request_serializer=clue_dot_v1_dot_operator__pb2.CreateTokenRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.CreateTokenResponse.FromString,
+                _registered_method=True)
+        self.ListTokens = channel.unary_unary(
+                '/clue.v1.OperatorService/ListTokens',
+                request_serializer=clue_dot_v1_dot_operator__pb2.ListTokensRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.ListTokensResponse.FromString,
+                _registered_method=True)
+        self.RevokeToken = channel.unary_unary(
+                '/clue.v1.OperatorService/RevokeToken',
+                request_serializer=clue_dot_v1_dot_operator__pb2.RevokeTokenRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.Token.FromString,
                 _registered_method=True)
 
 
@@ -109,14 +174,41 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDevice(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListDevices(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LabelDevice(self, request, context):
+        """Set and remove labels of a device. Continuous requests that now match it are queued for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireDevice(self, request, context):
+        """Take a device out for good: what is open for it is REMOVED, and it can no longer connect.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanForget(self, request, context):
+        """Which devices a request would go to, and in which waves. Nothing is changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Forget(self, request, context):
-        """Sign and start a request for every device of a fleet.
+        """Sign and start a request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,8 +226,70 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListExecutions(self, request, context):
+        """What every device of a request answered, by device, in pages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchRequest(self, request, context):
-        """The request now and after every change, until it is in a final state.
+        """The request now and after changes, until it is in a final state and no device is at work on it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRequest(self, request, context):
+        """No device begins any more; those that have begun finish, and their receipts count.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseRequest(self, request, context):
+        """No device begins until the request is resumed. The deadline stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRequest(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryRequest(self, request, context):
+        """A new request like this one, for the devices on which it did not succeed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvents(self, request, context):
+        """The append-only history, newest first, in pages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateToken(self, request, context):
+        """Make a token; the answer is the only place where it can be read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTokens(self, request, context):
+        """All tokens by name, expired and revoked ones included.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeToken(self, request, context):
+        """Takes effect within two seconds, on open streams within five. Repeating it changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,10 +318,30 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     request_deserializer=clue_dot_v1_dot_operator__pb2.AddDeviceRequest.FromString,
                     response_serializer=clue_dot_v1_dot_operator__pb2.AddDeviceResponse.SerializeToString,
             ),
+            'GetDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDevice,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.GetDeviceRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.Device.SerializeToString,
+            ),
             'ListDevices': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDevices,
                     request_deserializer=clue_dot_v1_dot_operator__pb2.ListDevicesRequest.FromString,
                     response_serializer=clue_dot_v1_dot_operator__pb2.ListDevicesResponse.SerializeToString,
+            ),
+            'LabelDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.LabelDevice,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.LabelDeviceRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.Device.SerializeToString,
+            ),
+            'RetireDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireDevice,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.RetireDeviceRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.Device.SerializeToString,
+            ),
+            'PlanForget': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanForget,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.ForgetCall.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.ForgetPlan.SerializeToString,
             ),
             'Forget': grpc.unary_unary_rpc_method_handler(
                     servicer.Forget,
@@ -184,10 +358,55 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     request_deserializer=clue_dot_v1_dot_operator__pb2.ListRequestsRequest.FromString,
                     response_serializer=clue_dot_v1_dot_operator__pb2.ListRequestsResponse.SerializeToString,
             ),
+            'ListExecutions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExecutions,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.ListExecutionsRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.ListExecutionsResponse.SerializeToString,
+            ),
             'WatchRequest': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRequest,
                     request_deserializer=clue_dot_v1_dot_operator__pb2.GetRequestRequest.FromString,
                     response_serializer=clue_dot_v1_dot_operator__pb2.RequestView.SerializeToString,
+            ),
+            'CancelRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRequest,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.ChangeRequestCall.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.RequestView.SerializeToString,
+            ),
+            'PauseRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRequest,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.ChangeRequestCall.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.RequestView.SerializeToString,
+            ),
+            'ResumeRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRequest,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.ChangeRequestCall.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.RequestView.SerializeToString,
+            ),
+            'RetryRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryRequest,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.RetryRequestCall.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.RequestView.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.ListEventsRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'CreateToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateToken,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.CreateTokenRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.CreateTokenResponse.SerializeToString,
+            ),
+            'ListTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokens,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.ListTokensRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.ListTokensResponse.SerializeToString,
+            ),
+            'RevokeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeToken,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.RevokeTokenRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.Token.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -309,6 +528,33 @@ class OperatorService:
             _registered_method=True)
 
     @staticmethod
+    def GetDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/GetDevice',
+            clue_dot_v1_dot_operator__pb2.GetDeviceRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.Device.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListDevices(request,
             target,
             options=(),
@@ -325,6 +571,87 @@ class OperatorService:
             '/clue.v1.OperatorService/ListDevices',
             clue_dot_v1_dot_operator__pb2.ListDevicesRequest.SerializeToString,
             clue_dot_v1_dot_operator__pb2.ListDevicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LabelDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/LabelDevice',
+            clue_dot_v1_dot_operator__pb2.LabelDeviceRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.Device.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/RetireDevice',
+            clue_dot_v1_dot_operator__pb2.RetireDeviceRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.Device.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanForget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/PlanForget',
+            clue_dot_v1_dot_operator__pb2.ForgetCall.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.ForgetPlan.FromString,
             options,
             channel_credentials,
             insecure,
@@ -417,6 +744,33 @@ class OperatorService:
             _registered_method=True)
 
     @staticmethod
+    def ListExecutions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/ListExecutions',
+            clue_dot_v1_dot_operator__pb2.ListExecutionsRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.ListExecutionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def WatchRequest(request,
             target,
             options=(),
@@ -433,6 +787,222 @@ class OperatorService:
             '/clue.v1.OperatorService/WatchRequest',
             clue_dot_v1_dot_operator__pb2.GetRequestRequest.SerializeToString,
             clue_dot_v1_dot_operator__pb2.RequestView.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/CancelRequest',
+            clue_dot_v1_dot_operator__pb2.ChangeRequestCall.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.RequestView.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/PauseRequest',
+            clue_dot_v1_dot_operator__pb2.ChangeRequestCall.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.RequestView.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/ResumeRequest',
+            clue_dot_v1_dot_operator__pb2.ChangeRequestCall.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.RequestView.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/RetryRequest',
+            clue_dot_v1_dot_operator__pb2.RetryRequestCall.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.RequestView.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/ListEvents',
+            clue_dot_v1_dot_operator__pb2.ListEventsRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/CreateToken',
+            clue_dot_v1_dot_operator__pb2.CreateTokenRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.CreateTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/ListTokens',
+            clue_dot_v1_dot_operator__pb2.ListTokensRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.ListTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/RevokeToken',
+            clue_dot_v1_dot_operator__pb2.RevokeTokenRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.Token.FromString,
             options,
             channel_credentials,
             insecure,

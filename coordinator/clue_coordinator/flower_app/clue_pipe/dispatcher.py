@@ -27,7 +27,9 @@ class _Flight:
 def main(grid: Grid, context: Context) -> None:
     """Run until the coordinator ends this run, or starts another."""
     epoch = str(context.run_config["epoch"])
-    channel = grpc.insecure_channel(f"unix:{context.run_config['socket']}")
+    # gRPC's own limit of 4 MiB is too small for the patches of several devices.
+    any_size = [("grpc.max_receive_message_length", -1)]
+    channel = grpc.insecure_channel(f"unix:{context.run_config['socket']}", any_size)
     coordinator = dispatch_pb2_grpc.DispatchServiceStub(channel)
     flights: dict[str, _Flight] = {}
     poll = 1.0
@@ -63,6 +65,9 @@ def _push(
                             "envelope": a.request_envelope,
                             "request_id": a.request_id,
                             "wait_seconds": a.wait_seconds,
+                            "attempt": a.attempt,
+                            "recall": a.recall,
+                            "patch": a.patch,
                         }
                     )
                 }
@@ -97,7 +102,11 @@ def _pull(
             continue
         answer = reply.content["answer"]
         if answer.get("receipt"):
-            _report(coordinator, epoch, flight.assignment, receipt_envelope=answer["receipt"])
+            # An agent of an earlier version sends no update.
+            update = answer.get("update", b"")
+            _report(coordinator, epoch, flight.assignment, receipt_envelope=answer["receipt"], update=update)
+        elif answer.get("not_begun"):
+            _report(coordinator, epoch, flight.assignment, not_begun=True)
         elif answer.get("error"):
             _report(coordinator, epoch, flight.assignment, error=str(answer["error"]))
         else:

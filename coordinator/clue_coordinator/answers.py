@@ -1,0 +1,26 @@
+"""Errors as gRPC answers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from clue_coordinator.errors import ConflictError, CoordinatorError, FlowerError, UsageError
+from clue_protocol.errors import DocumentError
+
+_STATUS = {
+    UsageError: grpc.StatusCode.INVALID_ARGUMENT,
+    DocumentError: grpc.StatusCode.INVALID_ARGUMENT,
+    ConflictError: grpc.StatusCode.FAILED_PRECONDITION,
+    FlowerError: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+@contextmanager
+def answering(context: grpc.ServicerContext) -> Iterator[None]:
+    """Turn our errors into gRPC status codes with the one-line message."""
+    try:
+        yield
+    except (CoordinatorError, DocumentError) as error:
+        code = next((c for kind, c in _STATUS.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+        context.abort(code, str(error))
