@@ -63,6 +63,8 @@ def serve(home: Home = None) -> None:
     from clue_coordinator.daemon import run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    # What it has to say to us is for those who write migrations.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     run(load_config(_home(home)))
 
 

@@ -102,7 +102,8 @@ def _open_sqlite(url: URL) -> Engine:
         # The driver would start transactions by itself, too late and in the wrong mode.
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        # Secure delete: updates and patches of devices must not stay readable in free pages.
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

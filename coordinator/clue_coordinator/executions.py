@@ -2,11 +2,11 @@
 
 import uuid
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session, selectinload
 
 from clue_coordinator.ledger import Ledger
-from clue_coordinator.models import Device, Execution, Request, Update
+from clue_coordinator.models import Device, Execution, Patch, Request, Update
 from clue_coordinator.states import ACTIVE, FINAL, FINAL_REQUEST, ExecutionState, RequestState, check_change
 
 
@@ -115,6 +115,13 @@ def _close(session: Session, request: Request, state: RequestState) -> None:
     session.execute(
         delete(Update)
         .where(Update.execution_id.in_(select(Execution.id).where(_of(request))))
+        .execution_options(synchronize_session=False)
+    )
+    # Nor is a patch handed out any more; with the patched model it would give the old one back.
+    session.execute(
+        update(Patch)
+        .where(Patch.request_id == request.id)
+        .values(body=b"")
         .execution_options(synchronize_session=False)
     )
 

@@ -1,10 +1,12 @@
 """Who is online, as Flower's SuperLink sees it."""
 
-from sqlalchemy import or_, select, update
-from sqlalchemy.orm import Session, selectinload
+from collections.abc import Sequence, Set
+
+from sqlalchemy import Row, or_, select, update
+from sqlalchemy.orm import Session
 
 from clue_coordinator.ledger import Ledger
-from clue_coordinator.models import Device, Execution
+from clue_coordinator.models import Device, Execution, Fleet
 
 _SEEN_SECONDS = 30.0
 
@@ -26,7 +28,7 @@ def _any_known(session: Session, nodes: set[str]) -> bool:
     )
 
 
-def _parts(nodes: set[str]) -> list[list[str]]:
+def _parts(nodes: Set[str]) -> list[list[str]]:
     """Databases bound the number of values in one statement."""
     ordered = sorted(nodes)
     return [ordered[start : start + 1000] for start in range(0, len(ordered), 1000)]
@@ -34,28 +36,30 @@ def _parts(nodes: set[str]) -> list[list[str]]:
 
 def note_presence(session: Session, ledger: Ledger, online: set[str], now: float) -> None:
     """Note who came and who went; what a device that comes back was asked before is due again."""
-    # Only who comes and goes is loaded: of ten thousand devices that are a few.
+    # Columns, not devices, and only of those that come and go: this is done with every batch that is handed out.
     known = set(session.scalars(select(Device.node_id).where(Device.online)))
+    columns = select(Device.node_id, Device.id, Device.device_id, Fleet.name).join(Device.fleet)
     for part in _parts(known - online):
-        gone = select(Device).where(Device.node_id.in_(part)).options(selectinload(Device.fleet))
-        for device in session.scalars(gone):
-            device.online = False
-            ledger.record(session, "device.offline", fleet=device.fleet.name, device_id=device.device_id)
+        gone = session.execute(columns.where(Device.node_id.in_(part)).order_by(Device.node_id)).all()
+        session.execute(update(Device).where(Device.id.in_([row.id for row in gone])).values(online=False))
+        _record(session, ledger, "device.offline", gone)
     for part in _parts(online - known):
-        query = select(Device).where(Device.node_id.in_(part), Device.retired_at.is_(None))
-        back = session.scalars(query.options(selectinload(Device.fleet))).all()
-        # What they were asked before they left is asked again at once: the reply to the old message may never come.
+        query = columns.where(Device.node_id.in_(part), Device.retired_at.is_(None))
+        came = session.execute(query.order_by(Device.node_id)).all()
+        ids = [row.id for row in came]
+        session.execute(update(Device).where(Device.id.in_(ids)).values(online=True))
+        # What it was asked before it left is asked again at once: the reply to the old message may never come.
         session.execute(
-            update(Execution)
-            .where(Execution.device_pk.in_([device.id for device in back]), Execution.handed_out)
-            .values(lease_until=now)
+            update(Execution).where(Execution.device_pk.in_(ids), Execution.handed_out).values(lease_until=now)
         )
-        for device in back:
-            device.online = True
-            ledger.record(session, "device.online", fleet=device.fleet.name, device_id=device.device_id)
-    session.flush()
+        _record(session, ledger, "device.online", came)
     session.execute(
         update(Device)
         .where(Device.online, or_(Device.last_seen.is_(None), Device.last_seen < now - _SEEN_SECONDS / 2))
         .values(last_seen=now)
     )
+
+
+def _record(session: Session, ledger: Ledger, kind: str, devices: Sequence[Row[str, int, str, str]]) -> None:
+    for device in devices:
+        ledger.record(session, kind, fleet=device.name, device_id=device.device_id)

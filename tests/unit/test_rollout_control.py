@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from fleet_ledger import SIGNER, Fleet
-from sqlalchemy import select
+from sqlalchemy import event, select
+from sqlalchemy.engine import Engine
 
 from clue_coordinator import devices, reports, requests
 from clue_coordinator.errors import ConflictError, UsageError
@@ -15,7 +16,8 @@ from clue_coordinator.plan import AbortRule, RolloutPlan
 from clue_coordinator.rollout import LEASE_SECONDS
 from clue_coordinator.states import ExecutionState, RequestState
 from clue_coordinator.targets import Target
-from clue_protocol.envelope import REQUEST_TYPE, peek_message
+from clue_protocol.envelope import REQUEST_TYPE, envelope_digest, peek_message
+from clue_protocol.v1 import dispatch_pb2
 from clue_protocol.v1 import forget_pb2 as pb
 
 HOUR, DAY = 3600.0, 86400.0
@@ -36,10 +38,6 @@ def make(new_url: Callable[[], str]) -> Iterator[Callable[[int], Fleet]]:
             for request in session.scalars(select(requests.Request)):
                 assert check_counts(session, request)
         fleet.ledger.close()
-
-
-def states(fleet: Fleet, request_id: str) -> list[str]:
-    return [e.state for e in fleet.request(request_id).executions]
 
 
 def canaries(fleet: Fleet, request_id: str) -> set[int]:
@@ -113,7 +111,7 @@ def test_a_bad_canary_stops_the_rollout_and_says_why(make: Callable[[int], Fleet
     assert request.finished_at == fleet.now
     expected = ["CANCELED"] * 4
     expected[canary] = outcome
-    assert states(fleet, request_id) == expected
+    assert fleet.states(request_id) == expected
     assert fleet.execution(request_id, (canary + 1) % 4).reason == "ABORTED"
     assert fleet.lease(*everybody(fleet)) == {}
     with pytest.raises(ConflictError, match="is over: it cannot be resumed"):
@@ -128,7 +126,7 @@ def test_a_canary_that_was_retired_tells_nothing(make: Callable[[int], Fleet]) -
     fleet.tick()
     request = fleet.request(request_id)
     assert (request.state, request.reason) == ("ABORTED", "aborted: the canary was retired before it answered")
-    assert sorted(states(fleet, request_id)) == ["CANCELED", "CANCELED", "REMOVED"]
+    assert sorted(fleet.states(request_id)) == ["CANCELED", "CANCELED", "REMOVED"]
 
 
 # Waves and caps
@@ -161,7 +159,7 @@ def test_the_cap_holds_when_many_come_online_at_once(make: Callable[[int], Fleet
         fleet.tick()
     assert fleet.request(request_id).wave == 5
     begun: dict[int, float] = {}
-    while "QUEUED" in states(fleet, request_id):
+    while "QUEUED" in fleet.states(request_id):
         begun = dict.fromkeys(fleet.lease(*everybody(fleet)), fleet.now) | begun
         assert sum(moment > fleet.now - 60 for moment in begun.values()) <= 2
         fleet.now += 7
@@ -200,7 +198,7 @@ def test_an_abort_rule_waits_for_enough_answers(make: Callable[[int], Fleet]) ->
         "aborted: any>40%: 3 of 4 answers (75 %) did not succeed",
     )
     assert request.finished_at is None  # cam-4 is at work
-    assert states(fleet, request_id) == ["FAILED", "FAILED", "FAILED", "SUCCEEDED", "IN_PROGRESS", "CANCELED"]
+    assert fleet.states(request_id) == ["FAILED", "FAILED", "FAILED", "SUCCEEDED", "IN_PROGRESS", "CANCELED"]
     fleet.now += LEASE_SECONDS
     assert fleet.lease(*everybody(fleet))[4].recall
     assert fleet.answer(given[4]) == "SUCCEEDED"
@@ -245,7 +243,7 @@ def test_a_pause_does_not_put_off_the_deadline_nor_abort_rules(make: Callable[[i
     fleet.tick()
     request = fleet.request(late)
     assert (request.state, request.paused_at) == (RequestState.COMPLETED, None)
-    assert states(fleet, late) == ["TIMED_OUT"] * 3
+    assert fleet.states(late) == ["TIMED_OUT"] * 3
 
     bad = fleet.order(plan=RolloutPlan(abort_if=(AbortRule(state="FAILED", share=0.5),)))
     given = fleet.lease(0)
@@ -260,12 +258,12 @@ def test_cancelling_recalls_what_a_device_may_have(make: Callable[[int], Fleet])
     request_id = fleet.order()
     given = fleet.lease(0, 1, 2)
     reports.report_error(fleet.ledger, given[1].execution_id, fleet.nodes[1], "gone", unreachable=True)
-    assert states(fleet, request_id) == ["IN_PROGRESS", "QUEUED", "IN_PROGRESS", "QUEUED"]
+    assert fleet.states(request_id) == ["IN_PROGRESS", "QUEUED", "IN_PROGRESS", "QUEUED"]
     requests.cancel_request(fleet.ledger, request_id, "wrong class")
     request = fleet.request(request_id)
     assert (request.state, request.reason) == ("CANCELED", "cancelled by the operator: wrong class")
     assert request.finished_at is None
-    assert states(fleet, request_id) == ["IN_PROGRESS", "QUEUED", "IN_PROGRESS", "CANCELED"]
+    assert fleet.states(request_id) == ["IN_PROGRESS", "QUEUED", "IN_PROGRESS", "CANCELED"]
     with pytest.raises(ConflictError, match="is CANCELED: it cannot be cancelled"):
         requests.cancel_request(fleet.ledger, request_id)
 
@@ -275,7 +273,7 @@ def test_cancelling_recalls_what_a_device_may_have(make: Callable[[int], Fleet])
     assert all(a.recall for a in recalls.values())
     reports.report_not_begun(fleet.ledger, recalls[0].execution_id, fleet.nodes[0])
     reports.report_not_begun(fleet.ledger, recalls[1].execution_id, fleet.nodes[1])
-    assert states(fleet, request_id) == ["CANCELED", "CANCELED", "IN_PROGRESS", "CANCELED"]
+    assert fleet.states(request_id) == ["CANCELED", "CANCELED", "IN_PROGRESS", "CANCELED"]
     assert fleet.execution(request_id, 0).reason == "CANCELED"
     assert fleet.answer(recalls[2]) == "SUCCEEDED"  # too late to stop it
     assert fleet.request(request_id).finished_at == fleet.now
@@ -300,7 +298,7 @@ def test_a_recall_of_an_unreachable_device_has_pauses(make: Callable[[int], Flee
     assert asked == 2
     fleet.now += 5
     reports.report_not_begun(fleet.ledger, fleet.lease(0)[0].execution_id, fleet.nodes[0])
-    assert states(fleet, request_id) == ["CANCELED"]
+    assert fleet.states(request_id) == ["CANCELED"]
 
 
 def test_a_recall_that_never_comes_back_ends_at_the_deadline(make: Callable[[int], Fleet]) -> None:
@@ -312,7 +310,7 @@ def test_a_recall_that_never_comes_back_ends_at_the_deadline(make: Callable[[int
     fleet.tick()
     request = fleet.request(request_id)
     assert (request.state, request.finished_at) == (RequestState.CANCELED, fleet.now)
-    assert states(fleet, request_id) == ["TIMED_OUT"]
+    assert fleet.states(request_id) == ["TIMED_OUT"]
 
 
 def test_after_the_deadline_nothing_begins_even_before_the_next_tick(make: Callable[[int], Fleet]) -> None:
@@ -395,7 +393,7 @@ def test_a_retired_device_is_left_alone(make: Callable[[int], Fleet]) -> None:
     given = fleet.lease(0, 1)
     fleet.answer(given[0])
     devices.retire_device(fleet.ledger, "cam-1")
-    assert states(fleet, request_id) == ["SUCCEEDED", "REMOVED"]
+    assert fleet.states(request_id) == ["SUCCEEDED", "REMOVED"]
     assert fleet.request(request_id).state == RequestState.COMPLETED
     fleet.now += LEASE_SECONDS
     assert fleet.lease(0, 1) == {}
@@ -417,7 +415,7 @@ def test_a_continuous_request_takes_in_who_comes_to_match(make: Callable[[int], 
     devices.label_device(fleet.ledger, "cam-0", {"site": "paris"}, [])
     target = Target(where="site=paris", continuous=True)
     open_, snapshot = fleet.order(target=target, expires_in_seconds=DAY), fleet.order(target=Target(where="site=paris"))
-    assert states(fleet, open_) == states(fleet, snapshot) == ["QUEUED"]
+    assert fleet.states(open_) == fleet.states(snapshot) == ["QUEUED"]
     fleet.answer(fleet.lease(0)[0])
     fleet.answer(fleet.lease(0)[0])
     assert fleet.request(snapshot).state == RequestState.COMPLETED
@@ -425,11 +423,11 @@ def test_a_continuous_request_takes_in_who_comes_to_match(make: Callable[[int], 
     devices.label_device(fleet.ledger, "cam-1", {"site": "paris"}, [])
     fleet.add_device(2, site="paris")
     fleet.add_device(3, site="oslo")
-    assert states(fleet, open_) == ["SUCCEEDED", "QUEUED", "QUEUED"]
-    assert states(fleet, snapshot) == ["SUCCEEDED"]
+    assert fleet.states(open_) == ["SUCCEEDED", "QUEUED", "QUEUED"]
+    assert fleet.states(snapshot) == ["SUCCEEDED"]
     devices.label_device(fleet.ledger, "cam-1", {"site": "oslo"}, [])
     devices.label_device(fleet.ledger, "cam-1", {"site": "paris"}, [])
-    assert len(states(fleet, open_)) == 3  # once
+    assert len(fleet.states(open_)) == 3  # once
     assert set(fleet.lease(*everybody(fleet))) == {1, 2}
     for assignment in fleet.last.values():
         fleet.answer(assignment)
@@ -440,7 +438,7 @@ def test_a_continuous_request_takes_in_who_comes_to_match(make: Callable[[int], 
     request = fleet.request(open_)
     assert (request.state, request.finished_at) == (RequestState.COMPLETED, fleet.now)
     fleet.add_device(4, site="paris")
-    assert len(states(fleet, open_)) == 3
+    assert len(fleet.states(open_)) == 3
 
 
 def test_a_continuous_request_may_begin_without_devices(make: Callable[[int], Fleet]) -> None:
@@ -463,9 +461,9 @@ def test_who_joins_does_not_go_before_the_canary(make: Callable[[int], Fleet]) -
     fleet.answer(given, **FAILED)
     fleet.tick()
     assert fleet.request(request_id).state == RequestState.ABORTED
-    assert states(fleet, request_id)[2] == "CANCELED"
+    assert fleet.states(request_id)[2] == "CANCELED"
     fleet.add_device(3)
-    assert len(states(fleet, request_id)) == 3
+    assert len(fleet.states(request_id)) == 3
 
 
 def test_a_device_gets_one_thing_at_a_time_oldest_first(make: Callable[[int], Fleet]) -> None:
@@ -486,7 +484,7 @@ def test_a_device_with_two_recalls_gets_one_at_a_time(make: Callable[[int], Flee
         fleet.lease(0)  # after the recall of the first one
         fleet.now += 10
         fleet.tick()
-    assert [states(fleet, request_id) for request_id in both] == [["TIMED_OUT"]] * 2
+    assert [fleet.states(request_id) for request_id in both] == [["TIMED_OUT"]] * 2
     fleet.now += LEASE_SECONDS
     recalled = [fleet.lease(0)[0].request_id, fleet.lease(0)[0].request_id]
     assert sorted(recalled) == sorted(both)
@@ -502,7 +500,7 @@ def test_a_device_that_was_off_all_along_is_asked_on_its_return(make: Callable[[
             fleet.answer(assignment)
         fleet.now += 60
         fleet.tick()
-    assert states(fleet, request_id).count("SUCCEEDED") == 3
+    assert fleet.states(request_id).count("SUCCEEDED") == 3
     fleet.now += DAY - 700
     assert fleet.answer(fleet.lease(off)[off]) == "SUCCEEDED"
     assert fleet.request(request_id).state == RequestState.COMPLETED
@@ -515,7 +513,7 @@ def test_what_was_never_handed_out_is_not_recalled_after_the_deadline(make: Call
     fleet.lease()  # off it goes
     fleet.now += HOUR
     fleet.tick()
-    assert states(fleet, request_id) == ["TIMED_OUT", "TIMED_OUT"]
+    assert fleet.states(request_id) == ["TIMED_OUT", "TIMED_OUT"]
     fleet.now += 29 * DAY
     recalled = fleet.lease(0, 1)
     assert set(recalled) == {0}
@@ -597,10 +595,10 @@ def test_who_takes_too_long_is_asked_once_more_and_then_times_out(make: Callable
     fleet.now += 299
     reports.report_progress(fleet.ledger, one.execution_id, fleet.nodes[0], "unlearning", 0.5)
     fleet.tick()
-    assert states(fleet, request_id) == ["IN_PROGRESS"]  # and progress is no answer
+    assert fleet.states(request_id) == ["IN_PROGRESS"]  # and progress is no answer
     fleet.now += 1
     fleet.tick()
-    assert states(fleet, request_id) == ["QUEUED"]
+    assert fleet.states(request_id) == ["QUEUED"]
     fleet.now += 10
     two = fleet.lease(0)[0]
     assert two.attempt == 2
@@ -628,7 +626,7 @@ def test_the_failure_of_a_slow_attempt_is_not_that_of_the_next(make: Callable[[i
     fleet.now += 5
     assert fleet.lease(0)[0].attempt == 2  # asked again soon
     assert fleet.answer(two) == "SUCCEEDED"
-    assert states(fleet, request_id) == ["SUCCEEDED"]
+    assert fleet.states(request_id) == ["SUCCEEDED"]
 
 
 def test_the_success_of_a_slow_attempt_counts(make: Callable[[int], Fleet]) -> None:
@@ -677,3 +675,30 @@ def test_every_count_is_right(make: Callable[[int], Fleet]) -> None:
         assert not check_counts(session, session.get_one(requests.Request, request_id))
     with fleet.ledger.write() as session:
         session.get_one(requests.Request, request_id).counts = {ExecutionState.QUEUED: 1}
+
+
+def test_a_receipt_costs_the_same_in_a_large_fleet(make: Callable[[int], Fleet]) -> None:
+    costs = []
+    for count in (2, 12):
+        fleet = make(count)
+        named = Target(devices=tuple(f"cam-{i}" for i in everybody(fleet)))
+        fleet.order(target=named)
+        given = fleet.lease(*everybody(fleet))
+        statements: list[str] = []
+
+        def note(_connection: Any, _cursor: Any, statement: str, *_: Any, to: list[str] = statements) -> None:
+            to.append(statement)
+
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            reports.report_receipt(fleet.ledger, given[0].execution_id, given[0].node_id, receipt_for(fleet, given[0]))
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+        assert not any("request.target" in statement for statement in statements)
+        costs.append(len(statements))
+    assert costs[0] == costs[1] <= 12
+
+
+def receipt_for(fleet: Fleet, assignment: dispatch_pb2.Assignment) -> bytes:
+    digest = envelope_digest(assignment.request_envelope)
+    return fleet.receipt(assignment.request_id, fleet.nodes.index(assignment.node_id), request_digest=digest)

@@ -59,6 +59,10 @@ class Yard(Fleet):
         with self.ledger.read() as session:
             return session.scalar(select(func.count()).select_from(models.Update)) or 0
 
+    def patch_bytes(self) -> int:
+        with self.ledger.read() as session:
+            return sum(len(body) for body in session.scalars(select(models.Patch.body)))
+
 
 @pytest.fixture
 def make(new_url: Callable[[], str]) -> Iterator[Callable[[int], Yard]]:
@@ -119,7 +123,7 @@ def test_a_device_without_images_gets_a_patch(make: Callable[[int], Yard]) -> No
     execution = fleet.execution(request_id, 4)
     assert is_verified(execution.receipt_envelope, execution)
     assert fleet.request(request_id).state == RequestState.COMPLETED
-    assert fleet.updates() == 0
+    assert fleet.updates() == fleet.patch_bytes() == 0
 
 
 def test_who_comes_later_gets_the_same_patch(make: Callable[[int], Yard]) -> None:
@@ -215,7 +219,9 @@ def test_cancelling_recalls_a_patch(make: Callable[[int], Yard]) -> None:
     fleet.has_samples(given, 1, 2, 3)
     fleet.tick()
     patched = fleet.lease(0)[0]
+    assert fleet.patch_bytes() == len(patched.patch) > 0
     requests.cancel_request(fleet.ledger, request_id)
+    assert fleet.patch_bytes() == 0
     fleet.now += LEASE_SECONDS
     recall = fleet.lease(0)[0]
     assert (recall.request_id, recall.recall, recall.patch) == (patched.request_id, True, b"")
