@@ -1,7 +1,6 @@
 """Who is online, as Flower's SuperLink sees it."""
 
 from collections.abc import Collection, Sequence, Set
-from typing import Any
 
 from sqlalchemy import Row, or_, select, update
 from sqlalchemy.orm import Session
