@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from fleet_run import Scenario, run_scenario
@@ -156,7 +156,13 @@ def _machine() -> dict[str, Any]:
 
 def _print(rows: list[dict[str, Any]], growth: list[dict[str, Any]]) -> None:
     names = [f"{row['database']}\n{row['devices']:,}" for row in rows]
-    table = Table("", *names, *(f"{g['database']}\nratio" for g in growth), box=None, title="fleet operations")
+    table = Table(
+        Column("", no_wrap=True),
+        *names,
+        *(f"{g['database']}\nratio" for g in growth),
+        box=None,
+        title="fleet operations",
+    )
     rates = (f"{row['executions_per_second']:.0f}" for row in rows)
     table.add_row("executions a second", *rates, *("" for _ in growth))
     totals = [_totals(row) for row in rows]
@@ -164,7 +170,7 @@ def _print(rows: list[dict[str, Any]], growth: list[dict[str, Any]]) -> None:
         cells = [_cell(name, found[name]) for found in totals]
         table.add_row(name, *cells, *(f"{g['ratios'].get(name, float('nan')):.1f}" for g in growth))
     table.add_row("metrics, MB", *(f"{row['metrics']['bytes'] / 1e6:.2f}" for row in rows), *("" for _ in growth))
-    Console().print(table)
+    Console(width=120).print(table)
     for entry in growth:
         if entry["faster_than_the_fleet"]:
             few, many = entry["devices"]
