@@ -81,6 +81,6 @@ def note_presence(session: Session, ledger: Ledger, online: set[str], now: float
     )
 
 
-def _record(session: Session, ledger: Ledger, kind: str, devices: Sequence[Row[str, int, str, str]]) -> None:
+def _record(session: Session, ledger: Ledger, kind: str, devices: "Sequence[Row[str, int, str, str]]") -> None:
     for device in devices:
         ledger.record(session, kind, fleet=device.name, device_id=device.device_id)
