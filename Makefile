@@ -11,7 +11,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test lint bench protos clean
+.PHONY: demo test lint bench bench-fleet protos clean
 
 demo: $(VENV)/.installed  ## a fleet on this machine forgets a class of real images
 	$(BIN)/clue-coordinator demo $(DEMO_ARGS)
@@ -29,6 +29,10 @@ lint: $(VENV)/.installed  ## ruff, mypy --strict, import contracts, generated co
 bench: $(VENV)/.installed  ## unlearning methods beside Retrain; writes results/bench.json
 	mkdir -p results
 	$(BIN)/python benchmarks/digits.py --json results/bench.json $(BENCH_ARGS)
+
+bench-fleet: $(VENV)/.installed  ## 1,000 and 10,000 simulated devices; BENCH_ARGS=--quick for 100 and 1,000
+	mkdir -p results
+	$(BIN)/python benchmarks/fleet.py --json results/bench-fleet.json $(BENCH_ARGS)
 
 protos: $(VENV)/.installed  ## regenerate protos/clue_protocol/v1
 	$(BIN)/python protos/generate.py

@@ -2,9 +2,11 @@
 
 import base64
 import json
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,8 +203,9 @@ def _peak_rss(pid: int) -> int:
 def _size(ledger: str) -> int:
     url = make_url(ledger)
     if url.drivername == "sqlite":
-        file = Path(str(url.database))
-        return sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
+        with closing(sqlite3.connect(f"file:{url.database}?mode=ro", uri=True)) as connection:
+            pages = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+            return int(connection.execute(pages).fetchone()[0])
     schema = str(url.query["options"]).partition("search_path=")[2]
     query = (
         "SELECT sum(pg_total_relation_size(c.oid)) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "

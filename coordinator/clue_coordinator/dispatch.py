@@ -12,6 +12,7 @@ from clue_coordinator import reports, rollout
 from clue_coordinator.errors import CoordinatorError, FlowerError
 from clue_coordinator.flower import Flower
 from clue_coordinator.ledger import Ledger
+from clue_coordinator.presence import Seen
 from clue_protocol.v1 import dispatch_pb2 as pb
 from clue_protocol.v1 import dispatch_pb2_grpc
 
@@ -29,6 +30,7 @@ class DispatchService(dispatch_pb2_grpc.DispatchServiceServicer):
         self._ledger = ledger
         self._lock = threading.Lock()
         self._epoch = ""
+        self._seen = Seen()
         self.last_heard = 0.0
 
     def adopt(self, epoch: str) -> None:
@@ -41,7 +43,7 @@ class DispatchService(dispatch_pb2_grpc.DispatchServiceServicer):
         """See dispatch.proto."""
         self._check(request.epoch, context)
         self.last_heard = time.monotonic()
-        assignments = rollout.lease(self._ledger, list(request.online_nodes))
+        assignments = rollout.lease(self._ledger, list(request.online_nodes), self._seen)
         return pb.LeaseResponse(assignments=assignments, poll_seconds=rollout.POLL_SECONDS)
 
     def Report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportResponse:

@@ -36,12 +36,24 @@ def create_fleet(ledger: Ledger, name: str) -> Fleet:
 def require_fleet(session: Session, name: str) -> Fleet:
     """The fleet called ``name``; UsageError names the nearest one there is."""
     fleet = find_fleet(session, name)
-    if fleet is not None:
-        return fleet
+    if fleet is None:
+        raise _no_fleet(session, name)
+    return fleet
+
+
+def fleet_id(session: Session, name: str) -> int:
+    """As :func:`require_fleet`, without reading its devices."""
+    found = session.scalar(select(Fleet.id).where(Fleet.name == name))
+    if found is None:
+        raise _no_fleet(session, name)
+    return found
+
+
+def _no_fleet(session: Session, name: str) -> UsageError:
     names = list(session.scalars(select(Fleet.name).order_by(Fleet.name)))
     near = get_close_matches(name, names, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"make it with 'clue-coordinator fleet create {name}'"
-    raise UsageError(f"there is no fleet '{name}': {hint}")
+    return UsageError(f"there is no fleet '{name}': {hint}")
 
 
 def fleet_classes(fleet: Fleet) -> list[str]:

@@ -1,8 +1,9 @@
 """Every change of an execution's state goes through here, so that counts and history cannot fall behind."""
 
 import uuid
+from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, insert, select, update
 from sqlalchemy.orm import Session, selectinload
 
 from clue_coordinator.ledger import Ledger
@@ -18,6 +19,26 @@ def add_execution(session: Session, request: Request, device: Device, wave: int,
     session.add(execution)
     _count(request, ExecutionState.QUEUED, 1)
     return execution
+
+
+def add_executions(session: Session, request: Request, waves: Sequence[Sequence[Device]], now: float) -> None:
+    """Queue a new request for the devices of its waves, in one statement; ``waves[0]`` is the canary."""
+    rows = [
+        {
+            "id": str(uuid.uuid4()),
+            "request_id": request.id,
+            "device_pk": device.id,
+            "state": ExecutionState.QUEUED,
+            "wave": wave,
+            "updated_at": now,
+        }
+        for wave, devices in enumerate(waves)
+        for device in devices
+    ]
+    _count(request, ExecutionState.QUEUED, len(rows))
+    session.flush()
+    if rows:
+        session.execute(insert(Execution), rows)
 
 
 def move(session: Session, ledger: Ledger, execution: Execution, new: ExecutionState, detail: str = "") -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session, selectinload
 
-from clue_coordinator.enrol import require_fleet
+from clue_coordinator.enrol import fleet_id
 from clue_coordinator.errors import UsageError
 from clue_coordinator.models import Device, Event, Execution, Request
 from clue_coordinator.requests import require_request
@@ -27,7 +27,7 @@ def requests_page(session: Session, call: pb.ListRequestsRequest) -> tuple[list[
     size = _size(call.page_size, 100, 1000)
     query = select(Request).options(selectinload(Request.fleet)).order_by(Request.created_at.desc(), Request.id)
     if call.fleet:
-        query = query.where(Request.fleet_id == require_fleet(session, call.fleet).id)
+        query = query.where(Request.fleet_id == fleet_id(session, call.fleet))
     if call.states:
         names = [pb.RequestState.Name(state).removeprefix("REQUEST_STATE_") for state in call.states]
         query = query.where(Request.state.in_([RequestState(name) for name in names if name in set(RequestState)]))
@@ -85,7 +85,7 @@ def _devices(session: Session, call: pb.ListDevicesRequest, last: str) -> Iterat
     """Labels are matched here, not in the database, so devices are read in chunks until a page is full."""
     query = select(Device).options(selectinload(Device.fleet)).order_by(Device.device_id).limit(_CHUNK)
     if call.fleet:
-        query = query.where(Device.fleet_id == require_fleet(session, call.fleet).id)
+        query = query.where(Device.fleet_id == fleet_id(session, call.fleet))
     if not call.include_retired:
         query = query.where(Device.retired_at.is_(None))
     if call.presence != pb.PRESENCE_ANY:

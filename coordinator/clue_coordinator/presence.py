@@ -1,6 +1,6 @@
 """Who is online, as Flower's SuperLink sees it."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 
 from sqlalchemy import Row, or_, select, update
 from sqlalchemy.orm import Session
@@ -9,6 +9,27 @@ from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, Fleet
 
 _SEEN_SECONDS = 30.0
+_LOOK_SECONDS = 5.0
+
+
+class Seen:
+    """The nodes that were online when there last was nothing to note.
+
+    As long as they are the same ones and nothing was written to the ledger, there still is nothing: an idle
+    coordinator need not read its whole fleet twice a second.
+    """
+
+    def __init__(self) -> None:
+        self._state: tuple[int, frozenset[int]] = (-1, frozenset())
+        self._until = 0.0
+
+    def holds(self, version: int, nodes: Collection[int], now: float) -> bool:
+        """True if ``nodes`` at this version of the ledger were looked at a moment ago."""
+        return now < self._until <= now + _LOOK_SECONDS and self._state == (version, frozenset(nodes))
+
+    def remember(self, version: int, nodes: Collection[int], now: float) -> None:
+        """There was nothing to note."""
+        self._state, self._until = (version, frozenset(nodes)), now + _LOOK_SECONDS
 
 
 def presence_changed(session: Session, online: set[str], now: float) -> bool:
@@ -60,6 +81,6 @@ def note_presence(session: Session, ledger: Ledger, online: set[str], now: float
     )
 
 
-def _record(session: Session, ledger: Ledger, kind: str, devices: Sequence[Row[str, int, str, str]]) -> None:
+def _record(session: Session, ledger: Ledger, kind: str, devices: "Sequence[Row[str, int, str, str]]") -> None:
     for device in devices:
         ledger.record(session, kind, fleet=device.name, device_id=device.device_id)

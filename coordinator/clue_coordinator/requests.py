@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, selectinload
 from clue_coordinator import actor
 from clue_coordinator.enrol import fleet_classes, require_fleet
 from clue_coordinator.errors import ConflictError, UsageError
-from clue_coordinator.executions import active, add_execution, withdraw
+from clue_coordinator.executions import active, add_executions, withdraw
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, Fleet, Request
 from clue_coordinator.plan import RolloutPlan, in_order, in_waves
@@ -129,9 +129,7 @@ def create_request(ledger: Ledger, order: ForgetOrder, signer: Signer) -> str:
             sequence=fleet.sequence,
         )
         session.add(request)
-        for wave, devices in enumerate(planned.waves):
-            for device in devices:
-                add_execution(session, request, device, wave, now)
+        add_executions(session, request, planned.waves, now)
         detail = f"forget '{order.forget_class}' on {planned.devices} device(s)"
         if order.retry_of:
             detail += f", again after {order.retry_of}"

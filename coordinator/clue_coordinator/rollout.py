@@ -13,7 +13,7 @@ from clue_coordinator.executions import move
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, Request
 from clue_coordinator.plan import RolloutPlan
-from clue_coordinator.presence import note_presence, presence_changed
+from clue_coordinator.presence import Seen, note_presence, presence_changed
 from clue_coordinator.quiet import quiet_until
 from clue_coordinator.states import FINAL_REQUEST, OPEN_REQUEST, ExecutionState, RequestState
 from clue_protocol.v1 import dispatch_pb2
@@ -30,14 +30,20 @@ _BATCH_BYTES = 16 * 2**20
 _RECALL_SECONDS = 30 * 86400.0
 
 
-def lease(ledger: Ledger, online_nodes: list[int]) -> list[dispatch_pb2.Assignment]:
-    """Note who is online, and hand out what is due for those who are."""
+def lease(ledger: Ledger, online_nodes: list[int], seen: Seen | None = None) -> list[dispatch_pb2.Assignment]:
+    """Note who is online, and hand out what is due for those who are; ``seen`` is kept from call to call."""
     now = ledger.clock()
+    # Before anything is read, so that what is read is at least as new.
+    version = ledger.version
     online = {str(node) for node in online_nodes}
     with ledger.read() as session:
         # An idle coordinator must not write to its disk twice a second.
-        if not presence_changed(session, online, now) and not _due(session, now):
-            return []
+        known = seen is not None and seen.holds(version, online_nodes, now)
+        if known or not presence_changed(session, online, now):
+            if seen is not None and not known:
+                seen.remember(version, online_nodes, now)
+            if not _due(session, now):
+                return []
     with ledger.write() as session:
         note_presence(session, ledger, online, now)
         session.flush()

@@ -301,10 +301,9 @@ def test_sequence_numbers_are_never_given_twice(new_url: NewUrl) -> None:
         ledger.close()
 
 
-def test_a_row_that_someone_holds_is_leased_later(new_url: NewUrl) -> None:
-    url = new_url()
-    if url.startswith("sqlite"):
-        pytest.skip("SQLite has no row locks")
+def test_a_row_that_someone_holds_is_leased_later(tmp_path: Path) -> None:
+    # SQLite has no row locks.
+    url = databases.new_url("postgresql", tmp_path)
     fleet = Fleet.make(url, 2)
     request_id = fleet.order()
     held = fleet.execution(request_id, 0).id
