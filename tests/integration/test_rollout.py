@@ -5,10 +5,11 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from integration.conftest import Digits
-from integration.harness import FLEET, Installation, child, succeed, wait_for
+from integration.harness import FLEET, Installation, child, processes_of, succeed, wait_for
 
 EIGHT = tuple(f"cam-{number}" for number in range(1, 9))
 LATE, KILLED = EIGHT[6:], EIGHT[1]
@@ -33,8 +34,11 @@ def test_all_eight_succeed_exactly_once(night: Installation) -> None:
 
     # The killed one need not be the canary: wait until it is at work.
     worker = child(night._running[KILLED].pid, "clue_agent.worker", 300)
+    family = psutil.Process(night._running[KILLED].pid).children(recursive=True)
     night.kill(KILLED)
     wait_for(lambda: not worker.is_running(), 10, "the worker to follow its agent")
+    psutil.wait_procs(family, timeout=30)
+    assert not processes_of(night.device(KILLED)), "something of the killed agent is left"
     night.start_agent(KILLED)
 
     wait_for(lambda: night.show(request_id)["counts"].get("SUCCEEDED", 0) >= 2, 300, "two devices to succeed")
