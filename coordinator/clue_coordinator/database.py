@@ -6,6 +6,7 @@ transaction takes first, and with synchronous commits. A reading transaction see
 and never waits for the writer.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from clue_coordinator.errors import ConfigError
 
 _BUSY_SECONDS = 30
 _CONNECT_SECONDS = 10
+_CLAIM_SECONDS = 3.0
 # Advisory locks are pairs of numbers: ours and one for the schema, so that ledgers in different schemas do not wait.
 _WRITER, _DAEMON = 0x636C7565, 0x636C7566
 
@@ -73,7 +75,10 @@ class Database:
             return connection
         query = f"SELECT pg_try_advisory_lock({_DAEMON}, hashtext(current_schema()))"
         try:
-            taken = connection.exec_driver_sql(query).scalar()
+            # A server lets go of the lock of a daemon that has ended only once it sees that its connection is gone.
+            patience = time.monotonic() + _CLAIM_SECONDS
+            while not (taken := connection.exec_driver_sql(query).scalar()) and time.monotonic() < patience:
+                time.sleep(0.1)
         except BaseException:
             connection.close()
             raise
