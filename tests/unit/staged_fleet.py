@@ -5,9 +5,8 @@ from typing import Any
 
 from fleet_ledger import DEVICE_KEYS, Fleet
 
-from clue_coordinator import reports, rollout
+from clue_coordinator import rollout
 from clue_coordinator.models import Device
-from clue_protocol.envelope import RECEIPT_TYPE, envelope_digest, sign_message
 from clue_protocol.keys import key_to_json
 from clue_protocol.v1 import dispatch_pb2
 from clue_protocol.v1 import forget_pb2 as pb
@@ -53,28 +52,9 @@ def lease(fleet: Fleet, online: int) -> list[dispatch_pb2.Assignment]:
 
 def answer(fleet: Fleet, assignment: dispatch_pb2.Assignment, **fields: Any) -> None:
     """A receipt of the device that was asked; ``fields`` replace what it says."""
-    index = fleet.nodes.index(assignment.node_id)
-    body: dict[str, Any] = {
-        "request_id": assignment.request_id,
-        "device_id": f"cam-{index}",
-        "fleet": "yard",
-        "outcome": pb.OUTCOME_SUCCEEDED,
-        "attempt": assignment.attempt,
-        "request_digest": envelope_digest(assignment.request_envelope),
-        "model_digest_before": "00" * 32,
-        "model_digest_after": "11" * 32,
-        "software_version": "0.2.0",
-        "ua_before": pb.Accuracy(correct=9, samples=10),
-        "ua_after": pb.Accuracy(correct=1, samples=10),
-        "ra_before": pb.Accuracy(correct=200, samples=200),
-        "ra_after": pb.Accuracy(correct=199, samples=200),
-        "latency_seconds": 12.5,
-        "unlearning_seconds": 8.25,
-        "energy": pb.Energy(joules=66.5, source="rapl"),
-        "peak_memory_bytes": 300_000_000,
-    }
-    envelope = sign_message(pb.Receipt(**(body | fields)), RECEIPT_TYPE, [DEVICE_KEYS[index % 3]])
-    reports.report_receipt(fleet.ledger, assignment.execution_id, assignment.node_id, envelope)
+    measured = {"ra_before": pb.Accuracy(correct=200, samples=200), "ra_after": pb.Accuracy(correct=199, samples=200)}
+    key = DEVICE_KEYS[fleet.nodes.index(assignment.node_id) % 3]
+    fleet.answer(assignment, key=key, **(measured | fields))
 
 
 def answer_all(fleet: Fleet, assignments: Sequence[dispatch_pb2.Assignment]) -> None:

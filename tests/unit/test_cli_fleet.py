@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Result, run_command
 from operator_server import House, house
 from pydantic import TypeAdapter
 from staged_fleet import add_devices, answer, answer_all, lease
-from test_coordinator_cli import Result, one_line
+from test_coordinator_cli import one_line
 
-from clue_coordinator import cli, json_types, reports
+from clue_coordinator import json_types, reports
 from clue_coordinator.plan import parse_plan
 from clue_coordinator.server import OperatorServer
 from clue_coordinator.states import ExecutionState, RequestState, may_follow
@@ -37,15 +38,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def call(*arguments: object, columns: int = 120) -> Result:
         monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.setattr(sys, "argv", ["clue-coordinator", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Result(code, out, err)
+        return run_command(monkeypatch, capsys, *arguments)
 
     return call
 

@@ -2,18 +2,18 @@
 
 import json
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from command_line import Result, run_command
 from cryptography import x509
 from operator_server import House, house
 from sqlalchemy import delete
-from test_coordinator_cli import Result, one_line
+from test_coordinator_cli import one_line
 
-from clue_coordinator import cli, daemon, tokens
+from clue_coordinator import daemon, tokens
 from clue_coordinator.config import CoordinatorConfig, load_config
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Token
@@ -31,15 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.delenv(name, raising=False)
 
     def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["clue-coordinator", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Result(code, out, err)
+        return run_command(monkeypatch, capsys, *arguments)
 
     return call
 

@@ -2,27 +2,18 @@
 
 import json
 import stat
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from command_line import Result, run_command
 
 import clue
-from clue_coordinator import cli
 from clue_coordinator.cli_values import parse_settings
 from clue_coordinator.config import load_config
 from clue_coordinator.errors import ConfigError
 from clue_protocol.files import HomeLock
 from clue_protocol.net import free_port
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
 
 Run = Callable[..., Result]
 
@@ -33,15 +24,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["clue-coordinator", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Result(code, out, err)
+        return run_command(monkeypatch, capsys, *arguments)
 
     return call
 
