@@ -10,10 +10,10 @@ from clue_coordinator.errors import ConflictError, UsageError
 from clue_coordinator.executions import add_execution, finish_if_done, move
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, Request
-from clue_coordinator.quiet import TIMEZONE_LABEL, is_timezone
+from clue_coordinator.quiet import TIMEZONE_LABEL
 from clue_coordinator.states import ACTIVE, OPEN_REQUEST, ExecutionState
 from clue_coordinator.targets import Target
-from clue_protocol.documents import MAX_LABELS, check_label
+from clue_protocol.documents import check_labels, is_timezone
 from clue_protocol.errors import DocumentError
 
 
@@ -55,16 +55,14 @@ def label_device(ledger: Ledger, device_id: str, set_: dict[str, str], remove: l
 
 def merged_labels(labels: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
     """``labels`` with ``more`` set; UsageError for a key, value or time zone that is none, or too many of them."""
+    merged = {**labels, **more}
     try:
-        for key, value in more.items():
-            check_label(key, value)
-            if key == TIMEZONE_LABEL and not is_timezone(value):
-                raise UsageError(f"label {key}={value} is no time zone: give a name such as Europe/Paris")
+        check_labels(merged)
     except DocumentError as error:
         raise UsageError(str(error)) from None
-    merged = {**labels, **more}
-    if len(merged) > MAX_LABELS:
-        raise UsageError(f"a device has at most {MAX_LABELS} labels")
+    zone = more.get(TIMEZONE_LABEL)
+    if zone is not None and not is_timezone(zone):
+        raise UsageError(f"label {TIMEZONE_LABEL}={zone} is no time zone: give a name such as Europe/Paris")
     return merged
 
 

@@ -13,6 +13,7 @@ from clue_coordinator.errors import CoordinatorError, FlowerError
 from clue_coordinator.flower import Flower
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.presence import Seen
+from clue_protocol.envelope import MAX_UPDATE_BYTES
 from clue_protocol.v1 import dispatch_pb2 as pb
 from clue_protocol.v1 import dispatch_pb2_grpc
 
@@ -89,7 +90,7 @@ def serve(service: DispatchService, socket: Path) -> grpc.Server:
     socket.unlink(missing_ok=True)
     # Reports carry updates; gRPC's own limit is 4 MiB.
     options = [
-        ("grpc.max_receive_message_length", reports.MAX_UPDATE_BYTES + 2**20),
+        ("grpc.max_receive_message_length", MAX_UPDATE_BYTES + 2**20),
         ("grpc.max_send_message_length", -1),
     ]
     workers = futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="dispatch")

@@ -5,6 +5,7 @@ from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from clue_coordinator.plan import RolloutPlan
+from clue_protocol.documents import is_timezone
 
 TIMEZONE_LABEL = "timezone"
 
@@ -37,19 +38,7 @@ def _end(start: int, end: int, zone_name: str, now: int) -> float | None:
         at += step
 
 
-def is_timezone(name: str) -> bool:
-    """True if this machine knows the time zone."""
-    try:
-        ZoneInfo(name)
-    except (ValueError, OSError, KeyError):
-        return False
-    return True
-
-
 @lru_cache(maxsize=1024)
 def _zone(name: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(name or "UTC")
-    except (ValueError, OSError, KeyError):
-        # A name that this machine's tables do not know.
-        return ZoneInfo("UTC")
+    # Without a name, or with one that this machine's tables do not know: UTC.
+    return ZoneInfo(name if is_timezone(name) else "UTC")

@@ -12,11 +12,11 @@ from clue_coordinator.models import Execution, PastReceipt, Request, Update
 from clue_coordinator.plan import RolloutPlan
 from clue_coordinator.receipts import accept_receipt
 from clue_coordinator.states import ACTIVE, FINAL_REQUEST, OPEN_REQUEST, ExecutionState, may_follow
+from clue_protocol.envelope import MAX_UPDATE_BYTES
 from clue_protocol.v1 import forget_pb2 as pb
 
 # Answers that are no receipts (a crashed forwarder, say) before the device counts as failed.
 MAX_FAULTS = 8
-MAX_UPDATE_BYTES = 32 * 2**20
 # Kept of one request and model: a patch is made of at most a hundred, and some may be no good.
 MAX_UPDATES = 150
 _RETRY_SECONDS = 5.0
@@ -175,9 +175,7 @@ def report_error(ledger: Ledger, execution_id: str, node_id: int, error: str, *,
     """No answer. A device that could not be reached is asked again, however often; other errors are counted."""
     with ledger.write() as session:
         execution = _find(session, execution_id, node_id)
-        if execution.state != ExecutionState.IN_PROGRESS:
-            execution.lease_until = ledger.clock() + _RETRY_SECONDS
-        elif unreachable:
+        if unreachable and execution.state == ExecutionState.IN_PROGRESS:
             # A device that was cut off counts as online for a minute: it must not be asked twice a second meanwhile.
             requeue(session, ledger, execution, error, after=_RETRY_SECONDS)
         else:
@@ -189,7 +187,7 @@ def report_not_begun(ledger: Ledger, execution_id: str, node_id: int) -> None:
     with ledger.write() as session:
         execution = _find(session, execution_id, node_id)
         execution.handed_out = False
-        if execution.state in (ExecutionState.QUEUED, ExecutionState.IN_PROGRESS):
+        if execution.state in ACTIVE:
             if execution.request.state not in FINAL_REQUEST:
                 # It was recalled by mistake, or by another coordinator: it is asked again.
                 requeue(session, ledger, execution, "recalled before it began")

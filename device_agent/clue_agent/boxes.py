@@ -12,7 +12,6 @@ from clue_protocol.files import private_folder
 
 UPDATE, PATCH = "update", "patch"
 _FOLDERS = {UPDATE: "updates", PATCH: "patches"}
-MOST_UPDATE_BYTES = 32 << 20
 MOST_PATCH_BYTES = 64 << 20
 _SUFFIX = ".sealed"
 _DIGEST = re.compile(r"[0-9a-f]{64}")

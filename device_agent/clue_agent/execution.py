@@ -17,7 +17,7 @@ from typing import Any
 from securesystemslib.signer import Signer
 
 from clue_agent import receipts
-from clue_agent.boxes import Box
+from clue_agent.boxes import PATCH, Box
 from clue_agent.config import AgentConfig
 from clue_agent.erasing import Eraser
 from clue_agent.errors import AgentError, JobFailedError, StoreError
@@ -42,8 +42,6 @@ MAX_RUNS = 3
 # Candidate, second copy and checkpoint, each about as large as the model.
 _COPIES = 4
 _INBOX_SECONDS = 30.0
-# In receipts.
-_PATCHED = "patch"
 
 
 @dataclass
@@ -126,7 +124,7 @@ class Execution:
             self._model_digest(),
             self._job.attempt,
         )
-        receipt.method = _PATCHED if request.HasField("patch") else request.method or DEFAULT_METHOD
+        receipt.method = PATCH if request.HasField("patch") else request.method or DEFAULT_METHOD
         receipt.started_at.FromNanoseconds(int(self._job.received_at * 1e9))
         return receipt
 
@@ -243,7 +241,7 @@ class Execution:
                 pb.REASON_BAD_PATCH,
                 f"the patch changes the model {base[:16]!r}, and {digest[:16]!r} came into use while it waited",
             )
-        verdict = self._judge(receipt, self._run(Attempt(_PATCHED), digest), by_ra_alone=True)
+        verdict = self._judge(receipt, self._run(Attempt(PATCH), digest), by_ra_alone=True)
         if not verdict.passed:
             raise JobFailedError(pb.REASON_POLICY_NOT_MET, verdict.text)
         return verdict.text

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from zoneinfo import ZoneInfo
+
+from clue_protocol.documents import is_timezone
 
 _BOARDS = {"3": "pi3", "4": "pi4", "5": "pi5", "Zero 2": "zero2"}
 _BOARD = re.compile(r"Raspberry Pi (3|4|5|Zero 2)\b")
@@ -23,7 +24,7 @@ def system_labels(root: Path = Path("/")) -> dict[str, str]:
 
 def _timezone(root: Path) -> str:
     """The first zone by an IANA name of: the variable TZ, /etc/timezone, what /etc/localtime links to."""
-    return next((name for name in _claimed_zones(root) if _is_zone(name)), "")
+    return next((name for name in _claimed_zones(root) if is_timezone(name)), "")
 
 
 def _claimed_zones(root: Path) -> Iterator[str]:
@@ -33,14 +34,6 @@ def _claimed_zones(root: Path) -> Iterator[str]:
         yield (root / "etc/timezone").read_text(encoding="utf-8").strip()
     with suppress(OSError):
         yield str((root / "etc/localtime").readlink()).rpartition("zoneinfo/")[2]
-
-
-def _is_zone(name: str) -> bool:
-    try:
-        ZoneInfo(name)
-    except (ValueError, OSError, LookupError):
-        return False
-    return True
 
 
 def _board(root: Path) -> str:

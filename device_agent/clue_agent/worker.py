@@ -38,7 +38,7 @@ from clue.metering import measure_energy, measure_idle
 from clue.metering.memory import peak_memory
 from clue.methods import get_method, make_hyperparameters
 from clue.spec import SPEC_FILE, ModelSpec
-from clue_agent.boxes import MOST_PATCH_BYTES, MOST_UPDATE_BYTES, PATCH, UPDATE, Box
+from clue_agent.boxes import MOST_PATCH_BYTES, PATCH, UPDATE, Box
 from clue_agent.calibration import FREE_ENERGY_THRESHOLD, free_energy, free_energy_threshold
 from clue_agent.checkpoint import SealedCheckpoint
 from clue_agent.errors import AgentError
@@ -46,6 +46,7 @@ from clue_agent.sealed import KeyRing
 from clue_agent.sealed_images import SealedImages
 from clue_agent.store import CANDIDATE, ModelStore, StoredModel
 from clue_agent.vault import Vault
+from clue_protocol.envelope import MAX_UPDATE_BYTES
 
 _CALIBRATION_QUANTILE = 0.95
 # Of doing nothing, where a meter can see it: what the board takes without the work. An estimate needs none.
@@ -238,8 +239,8 @@ class Worker:
         """Seal the change for handing out; if that cannot be, the job goes on without, and the result says why."""
         try:
             data = update_to_bytes(make_update(before, after, name, samples=samples))
-            if len(data) > MOST_UPDATE_BYTES:
-                raise UpdateError(f"it has {len(data)} bytes, more than {MOST_UPDATE_BYTES >> 20} MiB")
+            if len(data) > MAX_UPDATE_BYTES:
+                raise UpdateError(f"it has {len(data)} bytes, more than {MAX_UPDATE_BYTES >> 20} MiB")
             Box(self._home, self._ring, UPDATE).put(bytes.fromhex(self._job["update"]), data)
         except UpdateError as error:
             return {"no_update": str(error)}

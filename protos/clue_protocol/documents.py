@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from securesystemslib.signer import Key
 
@@ -42,6 +43,15 @@ def check_label(key: str, value: str) -> None:
         )
     if not _LABEL_VALUE.match(value):
         raise DocumentError(f"value {value!r} of label {key!r} must be 1-63 letters, digits or any of _ . / : + -")
+
+
+def is_timezone(name: str) -> bool:
+    """True if this machine knows the time zone ``name``."""
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, LookupError):
+        return False
+    return True
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
@@ -188,4 +198,4 @@ def _labels(data: dict[str, Any]) -> dict[str, str]:
     return value
 
 
-__all__ = ["MAX_LABELS", "Enrolment", "Trust", "check_label", "check_labels", "check_name"]
+__all__ = ["MAX_LABELS", "Enrolment", "Trust", "check_label", "check_labels", "check_name", "is_timezone"]

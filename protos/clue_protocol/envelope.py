@@ -19,6 +19,8 @@ from clue_protocol.errors import EnvelopeError, SignatureError
 REQUEST_TYPE = "application/vnd.clue.forget-request.v1+protobuf"
 RECEIPT_TYPE = "application/vnd.clue.receipt.v1+protobuf"
 MAX_ENVELOPE_BYTES = 1 << 20
+# What a device may hand out beside a receipt.
+MAX_UPDATE_BYTES = 32 << 20
 
 M = TypeVar("M", bound=Message)
 

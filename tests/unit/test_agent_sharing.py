@@ -110,7 +110,7 @@ def test_an_update_that_cannot_be_made_costs_nothing_else(device: Device, worker
 def test_an_update_that_is_too_large_is_not_handed_out(
     device: Device, bundle: clue.ModelBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "MOST_UPDATE_BYTES", 100)
+    monkeypatch.setattr(worker_module, "MAX_UPDATE_BYTES", 100)
     other = bundle_from_bytes(*stored_of(device))
     next(other.model.parameters()).data.add_(1.0)
     job = {"home": str(device.config.home), "update": "ab" * 32}

@@ -15,11 +15,10 @@ from clue_coordinator.executions import check_counts
 from clue_coordinator.patches import Patcher
 from clue_coordinator.plan import RolloutPlan
 from clue_coordinator.receipts import is_verified
-from clue_coordinator.reports import MAX_UPDATE_BYTES
 from clue_coordinator.rollout import LEASE_SECONDS
 from clue_coordinator.states import RequestState
 from clue_coordinator.targets import Target
-from clue_protocol.envelope import REQUEST_TYPE, open_message
+from clue_protocol.envelope import MAX_UPDATE_BYTES, REQUEST_TYPE, open_message
 from clue_protocol.v1 import dispatch_pb2
 from clue_protocol.v1 import forget_pb2 as pb
 
