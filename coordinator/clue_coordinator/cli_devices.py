@@ -12,12 +12,12 @@ from clue_coordinator.cli_options import (
     complete_fleet,
     operator_client,
     print_json,
+    print_result,
     write_file,
 )
 from clue_coordinator.cli_values import parse_labels
 from clue_coordinator.errors import UsageError
 from clue_coordinator.plain import device_data, full_device_data
-from clue_protocol.v1 import operator_pb2 as pb
 
 device_app = typer.Typer(no_args_is_help=True, help="Admit, list, label and retire devices.")
 
@@ -49,7 +49,7 @@ def device_add(
         answer = client.add_device(fleet, text, labels)
     write_file(out, answer.trust_json)
     line = f"device {answer.device.device_id} is in fleet {fleet}; give {out} to 'clue-agent trust'"
-    _changed(answer.device, line, as_json)
+    print_result(as_json, device_data(answer.device), line)
 
 
 @device_app.command("list")
@@ -101,7 +101,7 @@ def device_label(
     with operator_client(home) as client:
         device = client.label_device(device_id, given, [text[:-1] for text in removals])
     shown = " ".join(f"{k}={v}" for k, v in sorted(device.labels.items())) or "no labels"
-    _changed(device, f"{device.device_id}: {shown}", as_json)
+    print_result(as_json, device_data(device), f"{device.device_id}: {shown}")
 
 
 @device_app.command("retire")
@@ -120,11 +120,5 @@ def device_retire(
         ):
             raise typer.Exit(1)
         device = client.retire_device(device_id)
-    _changed(device, f"device {device.device_id} is retired; its receipts and history stay", as_json)
-
-
-def _changed(device: pb.Device, line: str, as_json: bool) -> None:
-    if as_json:
-        print_json(device_data(device))
-    else:
-        print(line)
+    line = f"device {device.device_id} is retired; its receipts and history stay"
+    print_result(as_json, device_data(device), line)

@@ -13,6 +13,7 @@ from clue_coordinator.cli_options import (
     complete_request,
     operator_client,
     print_json,
+    print_result,
 )
 from clue_coordinator.cli_values import request_states
 from clue_coordinator.plain import event_data, fleet_data, status_data
@@ -27,10 +28,8 @@ def fleet_create(
     """Make an empty fleet."""
     with operator_client(home) as client:
         fleet = client.create_fleet(name)
-    if as_json:
-        print_json(fleet_data(fleet))
-    else:
-        print(f"fleet {name} is ready: add devices with 'clue-coordinator device add'")
+    line = f"fleet {name} is ready: add devices with 'clue-coordinator device add'"
+    print_result(as_json, fleet_data(fleet), line)
 
 
 @fleet_app.command("list")

@@ -13,6 +13,7 @@ import click
 import typer
 from click.core import ParameterSource
 
+from clue_coordinator.cli_values import state_words
 from clue_coordinator.config import default_home
 from clue_coordinator.connection import CA_VARIABLE, SERVER_VARIABLE, TOKEN_VARIABLE, Remote, connection_for
 from clue_coordinator.errors import CoordinatorError, UsageError
@@ -86,13 +87,20 @@ def print_json(data: object) -> None:
     print(json.dumps(data, indent=2))
 
 
+def print_result(as_json: bool, data: object, line: str) -> None:
+    """What a command did: ``data`` for a program, or ``line`` for a person."""
+    if as_json:
+        print_json(data)
+    else:
+        print(line)
+
+
 def write_json(path: Path, data: object) -> None:
     """Write ``data`` to ``path``, or to standard output for ``-``."""
-    text = json.dumps(data, indent=2) + "\n"
     if str(path) == "-":
-        sys.stdout.write(text)
+        print_json(data)
     else:
-        write_file(path, text)
+        write_file(path, json.dumps(data, indent=2) + "\n")
 
 
 def write_file(path: Path, text: str) -> None:
@@ -137,7 +145,7 @@ def complete_request(context: typer.Context, incomplete: str) -> list[str]:
 
 def complete_states(states: "EnumTypeWrapper") -> Callable[[str], list[str]]:
     """Names of states."""
-    known = [key.split("_STATE_", 1)[1].lower() for key in states.keys() if not key.endswith("UNSPECIFIED")]  # noqa: SIM118
+    known = [word.lower() for word in state_words(states.keys())]
     return lambda incomplete: [word for word in known if word.startswith(incomplete.lower())]
 
 

@@ -15,8 +15,10 @@ from clue_coordinator.cli_options import (
     complete_states,
     operator_client,
     print_json,
+    print_result,
 )
 from clue_coordinator.cli_values import execution_states, request_states
+from clue_coordinator.plain import full_request_data, request_data
 from clue_protocol.v1 import operator_pb2 as pb
 
 request_app = typer.Typer(no_args_is_help=True, help="Look at forget requests and control them.")
@@ -46,8 +48,6 @@ def request_list(
     with operator_client(home) as client:
         views = list(client.list_requests(fleet, states=states, limit=limit))
     if as_json:
-        from clue_coordinator.plain import request_data
-
         print_json([request_data(view) for view in views])
         return
     from clue_coordinator.render import requests_table
@@ -79,8 +79,6 @@ def request_show(
         if as_json or everything or states:
             executions = list(client.list_executions(view.request_id, states=states))
             if as_json:
-                from clue_coordinator.plain import full_request_data
-
                 print_json(full_request_data(view, executions))
                 return
             del view.executions[:]
@@ -114,7 +112,8 @@ def request_cancel(request_id: RequestId, home: Home = None, comment: Comment = 
     left = view.counts.get("IN_PROGRESS", 0) + view.counts.get("QUEUED", 0)
     tail = f"; {left} device(s) may have begun and are asked for their answer" if left else ""
     canceled = view.counts.get("CANCELED", 0)
-    _changed(view, f"request {view.request_id} is cancelled: {canceled} device(s) will not begin{tail}", as_json)
+    line = f"request {view.request_id} is cancelled: {canceled} device(s) will not begin{tail}"
+    print_result(as_json, request_data(view), line)
 
 
 @request_app.command("pause")
@@ -125,7 +124,7 @@ def request_pause(request_id: RequestId, home: Home = None, comment: Comment = "
     busy = view.counts.get("IN_PROGRESS", 0)
     tail = f"; {busy} device(s) that have begun finish" if busy else ""
     resume = f"go on with 'clue-coordinator request resume {view.request_id}'"
-    _changed(view, f"request {view.request_id} is paused{tail}: {resume}", as_json)
+    print_result(as_json, request_data(view), f"request {view.request_id} is paused{tail}: {resume}")
 
 
 @request_app.command("resume")
@@ -134,7 +133,7 @@ def request_resume(request_id: RequestId, home: Home = None, comment: Comment = 
     with operator_client(home) as client:
         view = client.resume_request(request_id, comment)
     waiting = view.counts.get("QUEUED", 0)
-    _changed(view, f"request {view.request_id} goes on: {waiting} device(s) have not begun", as_json)
+    print_result(as_json, request_data(view), f"request {view.request_id} goes on: {waiting} device(s) have not begun")
 
 
 @request_app.command("retry")
@@ -159,18 +158,10 @@ def request_retry(
     with operator_client(home) as client:
         view = client.retry_request(request_id, device or [], uuid.uuid4().hex)
         if not (as_json and wait):
-            _changed(view, f"request {view.request_id}: {sum(view.counts.values())} device(s) are asked again", as_json)
+            line = f"request {view.request_id}: {sum(view.counts.values())} device(s) are asked again"
+            print_result(as_json, request_data(view), line)
         if wait:
             from clue_coordinator.cli_watch import all_succeeded, watch
 
             if not all_succeeded(watch(client, view.request_id, home, as_json=as_json)):
                 raise typer.Exit(1)
-
-
-def _changed(view: pb.RequestView, line: str, as_json: bool) -> None:
-    if as_json:
-        from clue_coordinator.plain import request_data
-
-        print_json(request_data(view))
-    else:
-        print(line)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clue_coordinator.cli_options import Home, JsonFlag, home_folder, operator_client, print_json
+from clue_coordinator.cli_options import Home, JsonFlag, home_folder, operator_client, print_json, print_result
 from clue_coordinator.cli_values import parse_duration
 from clue_coordinator.config import load_config
 from clue_coordinator.errors import CoordinatorError, UsageError
@@ -60,10 +60,7 @@ def token_create(
                 client.revoke_token(name)
             out.unlink(missing_ok=True)
             raise CoordinatorError(f"cannot write {out}: {error.strerror}; the token is revoked again") from None
-    if as_json:
-        print_json(new_token_data(answer.token, None))
-    else:
-        print(f"'{name}' is {role.phrase}; its token is in {out}")
+    print_result(as_json, new_token_data(answer.token, None), f"'{name}' is {role.phrase}; its token is in {out}")
 
 
 @token_app.command("list")
@@ -93,10 +90,7 @@ def token_revoke(
     """Make a token useless, at once and for ever."""
     with operator_client(home) as client:
         token = client.revoke_token(name)
-    if as_json:
-        print_json(token_data(token))
-    else:
-        print(f"token '{name}' is revoked")
+    print_result(as_json, token_data(token), f"token '{name}' is revoked")
 
 
 @token_app.command("recover")

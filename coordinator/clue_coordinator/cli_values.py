@@ -5,6 +5,7 @@ import math
 import re
 
 from clue_coordinator.errors import UsageError
+from clue_coordinator.plain import rule_state
 from clue_protocol.v1 import operator_pb2 as pb
 
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
@@ -45,9 +46,7 @@ def parse_rule(text: str) -> pb.AbortRule:
     found = _RULE.fullmatch(text.strip())
     if found is None or float(found[2]) >= 100:
         raise UsageError(f"--abort-if: cannot read '{text}': write failed>10%, rejected>.., timed_out>.. or any>..")
-    word = found[1].upper().replace("-", "_")
-    state = pb.EXECUTION_STATE_UNSPECIFIED if word == "ANY" else pb.ExecutionState.Value(f"EXECUTION_STATE_{word}")
-    return pb.AbortRule(state=state, share=float(found[2]) / 100)
+    return pb.AbortRule(state=rule_state(found[1].upper().replace("-", "_")), share=float(found[2]) / 100)
 
 
 def parse_quiet(text: str) -> tuple[int, int]:
@@ -105,9 +104,13 @@ def request_states(texts: list[str]) -> list[pb.RequestState.ValueType]:
     return [pb.RequestState.Value(f"REQUEST_STATE_{_state(text, pb.RequestState.keys())}") for text in texts]
 
 
+def state_words(keys: list[str]) -> list[str]:
+    """The states in the keys of their enumeration, without what those begin with."""
+    return [key.split("_STATE_", 1)[1] for key in keys if not key.endswith("UNSPECIFIED")]
+
+
 def _state(text: str, keys: list[str]) -> str:
-    known = [key.split("_STATE_", 1)[1] for key in keys if not key.endswith("UNSPECIFIED")]
-    word = text.upper().replace("-", "_")
+    known, word = state_words(keys), text.upper().replace("-", "_")
     if word not in known:
         raise UsageError(f"--state: there is no state '{text}': {', '.join(known).lower()}")
     return word

@@ -21,10 +21,16 @@ def execution_state(view: pb.ExecutionView) -> js.ExecutionStateWord:
 
 def rule_text(rule: pb.AbortRule) -> str:
     """``failed>10%``."""
-    return f"{_rule_state(rule).lower()}>{100 * rule.share:g}%"
+    return f"{rule_word(rule).lower()}>{100 * rule.share:g}%"
 
 
-def _rule_state(rule: pb.AbortRule) -> str:
+def rule_state(word: str) -> pb.ExecutionState.ValueType:
+    """The state of an abort rule; ``ANY`` is unspecified."""
+    return pb.EXECUTION_STATE_UNSPECIFIED if word == "ANY" else pb.ExecutionState.Value(f"EXECUTION_STATE_{word}")
+
+
+def rule_word(rule: pb.AbortRule) -> str:
+    """Its state as one word, the other way round."""
     return pb.ExecutionState.Name(rule.state).removeprefix("EXECUTION_STATE_") if rule.state else "ANY"
 
 
@@ -74,7 +80,7 @@ def rollout_data(rollout: pb.Rollout) -> js.RolloutData:
         "rate": rollout.rate,
         "rate_period_seconds": rollout.rate_period_seconds,
         "growth": rollout.growth,
-        "abort_if": [{"state": cast(Any, _rule_state(rule)), "share": rule.share} for rule in rollout.abort_if],
+        "abort_if": [{"state": cast(Any, rule_word(rule)), "share": rule.share} for rule in rollout.abort_if],
         "abort_after": rollout.abort_after,
         "timeout_seconds": rollout.timeout_seconds,
         "max_attempts": rollout.max_attempts,

@@ -4,6 +4,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from clue_coordinator.enrol import fleet_classes
 from clue_coordinator.models import Device, Event, Execution, Fleet, Request
+from clue_coordinator.plain import rule_state, rule_word
 from clue_coordinator.plan import RolloutPlan
 from clue_coordinator.progress import Progress
 from clue_coordinator.quiet import quiet_until
@@ -86,13 +87,9 @@ def target_view(target: dict[str, object]) -> pb.Target:
 def rollout_view(plan: RolloutPlan) -> pb.Rollout:
     """A plan, with the rules that apply."""
     data = plan.model_dump(mode="json")
-    data["abort_if"] = [pb.AbortRule(state=_rule_state(rule.state), share=rule.share) for rule in plan.rules()]
+    data["abort_if"] = [pb.AbortRule(state=rule_state(rule.state), share=rule.share) for rule in plan.rules()]
     data["without_samples"] = pb.WithoutSamples.Value(f"WITHOUT_SAMPLES_{plan.without_samples.upper()}")
     return pb.Rollout(**data)
-
-
-def _rule_state(name: str) -> pb.ExecutionState.ValueType:
-    return pb.EXECUTION_STATE_UNSPECIFIED if name == "ANY" else pb.ExecutionState.Value(f"EXECUTION_STATE_{name}")
 
 
 def rollout_data(rollout: pb.Rollout) -> dict[str, object]:
@@ -100,11 +97,7 @@ def rollout_data(rollout: pb.Rollout) -> dict[str, object]:
     data: dict[str, object] = {
         field.name: value for field, value in rollout.ListFields() if field.name not in ("abort_if", "without_samples")
     }
-    rules = []
-    for rule in rollout.abort_if:
-        state = pb.ExecutionState.Name(rule.state).removeprefix("EXECUTION_STATE_")
-        rules.append({"state": "ANY" if state == "UNSPECIFIED" else state, "share": rule.share})
-    data["abort_if"] = rules
+    data["abort_if"] = [{"state": rule_word(rule), "share": rule.share} for rule in rollout.abort_if]
     aggregate = rollout.without_samples == pb.WITHOUT_SAMPLES_AGGREGATE
     data["without_samples"] = "aggregate" if aggregate else "reject"
     return data
