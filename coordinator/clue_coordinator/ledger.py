@@ -19,7 +19,7 @@ from clue_coordinator import actor
 from clue_coordinator.database import Database, reason
 from clue_coordinator.errors import ConflictError, CoordinatorError
 from clue_coordinator.migrations import migrate
-from clue_coordinator.models import Device, Event, Execution, Fleet, Request
+from clue_coordinator.models import Event, Fleet
 
 
 class Ledger:
@@ -113,15 +113,3 @@ class Ledger:
 def find_fleet(session: Session, name: str) -> Fleet | None:
     """The fleet called ``name``, with its devices."""
     return session.scalar(select(Fleet).where(Fleet.name == name).options(selectinload(Fleet.devices)))
-
-
-def find_request(session: Session, request_id: str) -> Request | None:
-    """The request, with its executions and their devices."""
-    return session.scalar(
-        select(Request)
-        .where(Request.id == request_id)
-        .options(
-            selectinload(Request.fleet),
-            selectinload(Request.executions).selectinload(Execution.device).selectinload(Device.fleet),
-        )
-    )

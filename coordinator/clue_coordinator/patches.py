@@ -10,7 +10,7 @@ import logging
 from hashlib import sha256
 
 from securesystemslib.signer import Signer
-from sqlalchemy import exists, select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session, selectinload
 
 from clue_coordinator.errors import AggregationError
@@ -144,11 +144,16 @@ def _due(session: Session) -> list[tuple[str, str]]:
         .where(Execution.waiting == "patch", Execution.state == ExecutionState.QUEUED, Request.state.in_(OPEN_REQUEST))
         .distinct()
     )
-    return [(request_id, base) for request_id, base in waiting if not _contributing(session, request_id)]
+    return [
+        (request_id, base)
+        for request_id, base in waiting
+        if session.scalar(_contributors(request_id).where(Device.online)) is None
+    ]
 
 
-def _contributing(session: Session, request_id: str) -> bool:
-    query = (
+def _contributors(request_id: str) -> Select[str]:
+    """Executions that may still bring an update."""
+    return (
         select(Execution.id)
         .join(Execution.device)
         .where(
@@ -156,25 +161,14 @@ def _contributing(session: Session, request_id: str) -> bool:
             Execution.state.in_(ACTIVE),
             Execution.waiting == "",
             Execution.patch_id.is_(None),
-            Device.online,
         )
+        .limit(1)
     )
-    return session.scalar(query.limit(1)) is not None
 
 
 def _others(session: Session, request: Request) -> bool:
     """True if an update may still come: of a device that is offline now, or that joins."""
-    if request.target.get("continuous"):
-        return True
-    query = select(
-        exists().where(
-            Execution.request_id == request.id,
-            Execution.state.in_(ACTIVE),
-            Execution.waiting == "",
-            Execution.patch_id.is_(None),
-        )
-    )
-    return bool(session.scalar(query))
+    return bool(request.target.get("continuous")) or session.scalar(_contributors(request.id)) is not None
 
 
 def _updates(session: Session, request_id: str, base: str) -> dict[str, bytes]:

@@ -12,14 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from clue_coordinator.errors import UsageError
 from clue_coordinator.models import Device
-from clue_coordinator.states import ExecutionState
+from clue_coordinator.states import UNSUCCESSFUL, ExecutionState
 
 Seconds = Annotated[float, Field(ge=0, le=366 * 86400, allow_inf_nan=False)]
 Minute = Annotated[int, Field(ge=0, lt=1440)]
 # What a canary without a rule of its own is judged by.
 _CANARY_SHARE = 0.10
-_FAILURES = (ExecutionState.FAILED, ExecutionState.REJECTED, ExecutionState.TIMED_OUT)
-_ANSWERS = (ExecutionState.SUCCEEDED, *_FAILURES)
+_ANSWERS = (ExecutionState.SUCCEEDED, *UNSUCCESSFUL)
 
 
 class _Plan(BaseModel):
@@ -101,7 +100,7 @@ class RolloutPlan(_Plan):
         if not answers or (answers < self.abort_after and not enough):
             return ""
         for rule in self.rules():
-            states = _FAILURES if rule.state == "ANY" else (rule.state,)
+            states = UNSUCCESSFUL if rule.state == "ANY" else (rule.state,)
             bad = sum(counts.get(state, 0) for state in states)
             if bad > rule.share * answers + 1e-9:
                 word = "did not succeed" if rule.state == "ANY" else rule.state

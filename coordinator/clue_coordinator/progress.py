@@ -8,9 +8,8 @@ from sqlalchemy.orm import Session, selectinload
 from clue_coordinator.executions import active
 from clue_coordinator.models import Device, Execution, Request
 from clue_coordinator.plan import RolloutPlan
-from clue_coordinator.states import ACTIVE, ExecutionState
+from clue_coordinator.states import ACTIVE, UNSUCCESSFUL, ExecutionState
 
-_FAILURES = (ExecutionState.FAILED, ExecutionState.REJECTED, ExecutionState.TIMED_OUT)
 _FIRST = {
     ExecutionState.IN_PROGRESS: 1,
     ExecutionState.SUCCEEDED: 2,
@@ -67,7 +66,7 @@ def _telling(session: Session, query: Select[Execution], limit: int) -> list[Exe
     # Databases do not agree where NULL is sorted.
     loss = func.coalesce(Execution.ra_drop, -2).desc()
     rank = case(_FIRST, value=Execution.state, else_=4)
-    bad = Execution.state.in_(_FAILURES)
+    bad = Execution.state.in_(UNSUCCESSFUL)
     failures = list(session.scalars(query.where(bad).order_by(loss, Device.device_id)))
     others = list(session.scalars(query.where(~bad).order_by(rank, loss, Device.device_id)))
     shown = failures[: max(limit // 2, limit - len(others))]

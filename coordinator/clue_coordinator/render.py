@@ -8,6 +8,7 @@ from rich.text import Text
 
 from clue_coordinator.plain import rule_text
 from clue_coordinator.render_request import COLOURS, state_text
+from clue_coordinator.states import ACTIVE, UNSUCCESSFUL
 from clue_coordinator.terminal import duration_text, minute_text, names_text, natural, table, time_text
 from clue_protocol.v1 import operator_pb2 as pb
 
@@ -25,8 +26,8 @@ def requests_table(views: Iterable[pb.RequestView], columns: int) -> Table:
     )
     for view in views:
         counts = view.counts
-        failed = sum(counts.get(state, 0) for state in ("FAILED", "REJECTED", "TIMED_OUT"))
-        left = counts.get("QUEUED", 0) + counts.get("IN_PROGRESS", 0)
+        failed = sum(counts.get(state, 0) for state in UNSUCCESSFUL)
+        left = sum(counts.get(state, 0) for state in ACTIVE)
         found.add_row(
             view.request_id[:_SHORT_ID] if columns < _WHOLE_ID_COLUMNS else view.request_id,
             minute_text(view.created_at),

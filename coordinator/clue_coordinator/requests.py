@@ -18,7 +18,7 @@ from clue_coordinator.executions import active, add_executions, withdraw
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, Fleet, Request
 from clue_coordinator.plan import RolloutPlan, in_order, in_waves
-from clue_coordinator.states import FINAL_REQUEST, ExecutionState, RequestState
+from clue_coordinator.states import FINAL_REQUEST, UNSUCCESSFUL, ExecutionState, RequestState
 from clue_coordinator.targets import MAX_DEVICES, Target
 from clue_protocol.envelope import REQUEST_TYPE, peek_message, sign_message
 from clue_protocol.v1 import forget_pb2 as pb
@@ -96,11 +96,9 @@ def create_request(ledger: Ledger, order: ForgetOrder, signer: Signer) -> str:
         UsageError, ConflictError: as :func:`plan_request`.
     """
     with ledger.write() as session:
-        if order.idempotency_key:
-            # Before anything else: the same call again must have the same answer, whatever happened since.
-            known = _known(session, order.idempotency_key)
-            if known is not None:
-                return known
+        # Before anything else: the same call again must have the same answer, whatever happened since.
+        if (known := _known(session, order.idempotency_key)) is not None:
+            return known
         now = ledger.clock()
         planned = plan_request(session, order, now)
         fleet = planned.fleet
@@ -265,7 +263,7 @@ def _known(session: Session, idempotency_key: str | None) -> str | None:
 
 def _unsuccessful(session: Session, request: Request) -> dict[str, str]:
     """The devices on which a request ended without success, by name, with the state it ended in."""
-    states = [ExecutionState.FAILED, ExecutionState.REJECTED, ExecutionState.TIMED_OUT, ExecutionState.CANCELED]
+    states = [*UNSUCCESSFUL, ExecutionState.CANCELED]
     query = (
         select(Device.device_id, Execution.state)
         .join(Execution, Execution.device_pk == Device.id)

@@ -106,14 +106,13 @@ def _query() -> Select[Execution]:
 
 def _again(now: float) -> ColumnElement[bool]:
     """Handed out before, no answer, and the lease ran out: asked again, or recalled if the request is over."""
-    over = Request.state.in_(FINAL_REQUEST) | (Execution.state == ExecutionState.TIMED_OUT)
     return and_(
         Execution.handed_out,
         or_(Execution.lease_until.is_(None), Execution.lease_until <= now),
         or_(
             Execution.state == ExecutionState.IN_PROGRESS,
             and_(Execution.state == ExecutionState.QUEUED, Request.state.in_(FINAL_REQUEST)),
-            and_(over, Execution.state == ExecutionState.TIMED_OUT, Request.expires_at > now - _RECALL_SECONDS),
+            and_(Execution.state == ExecutionState.TIMED_OUT, Request.expires_at > now - _RECALL_SECONDS),
         ),
     )
 

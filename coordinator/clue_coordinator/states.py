@@ -33,6 +33,8 @@ class ExecutionState(StrEnum):
 
 FINAL = frozenset(set(ExecutionState) - {ExecutionState.QUEUED, ExecutionState.IN_PROGRESS})
 ACTIVE = frozenset({ExecutionState.QUEUED, ExecutionState.IN_PROGRESS})
+# Answers that are no success, and none at all in time.
+UNSUCCESSFUL = (ExecutionState.FAILED, ExecutionState.REJECTED, ExecutionState.TIMED_OUT)
 FINAL_REQUEST = frozenset({RequestState.COMPLETED, RequestState.CANCELED, RequestState.ABORTED})
 OPEN_REQUEST = frozenset(set(RequestState) - FINAL_REQUEST)
 _ANSWERED = frozenset({ExecutionState.SUCCEEDED, ExecutionState.FAILED, ExecutionState.REJECTED})

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from securesystemslib.signer import CryptoSigner
+from sqlalchemy.orm import selectinload
 
 from clue_coordinator import enrol, reports, requests, rollout
-from clue_coordinator.ledger import Ledger, find_request
-from clue_coordinator.models import Event, Execution, Request
+from clue_coordinator.ledger import Ledger
+from clue_coordinator.models import Device, Event, Execution, Request
 from clue_coordinator.requests import ForgetOrder
 from clue_coordinator.tick import tick
 from clue_protocol.documents import Enrolment
@@ -66,8 +67,8 @@ class Fleet:
 
     def request(self, request_id: str) -> Request:
         with self.ledger.read() as session:
-            found = find_request(session, request_id)
-            assert found is not None
+            everything = selectinload(Request.executions).selectinload(Execution.device).selectinload(Device.fleet)
+            found = session.get_one(Request, request_id, options=[selectinload(Request.fleet), everything])
             for execution in found.executions:
                 assert execution.request is found  # loaded while the session is open
             return found
