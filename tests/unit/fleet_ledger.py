@@ -5,6 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 from sqlalchemy.orm import selectinload
 
@@ -19,7 +20,8 @@ from clue_protocol.v1 import dispatch_pb2
 from clue_protocol.v1 import forget_pb2 as pb
 
 SIGNER = CryptoSigner.generate_ed25519()
-DEVICE_KEYS = [CryptoSigner.generate_ed25519() for _ in range(12)]
+# The same in every process: what one writer's devices signed, those of the next one must answer for.
+DEVICE_KEYS = [CryptoSigner(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)) for number in range(12)]
 
 
 @dataclass

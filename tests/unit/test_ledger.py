@@ -368,7 +368,6 @@ def write_until_killed(url: str, done: Pipe) -> None:
     with fleet.ledger.read() as session:
         known = find_fleet(session, "yard") is not None
     if not known:
-        # Here and not in the test: the devices' keys are those of the fork server, the same for every writer.
         fleet = Fleet.make(url, 2)
     done.send("ready")
     while True:

@@ -1,5 +1,7 @@
 """The oracle as a method: it needs retained data, says so, and is nothing that a device can do."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
@@ -63,6 +65,7 @@ def test_wrong_settings(settings, error, message, bundle, reds, images_root):
 
 
 def test_a_device_refuses_it(bundle_dir, images_root, tmp_path):
+    from clue_agent.job import JobSpec
     from clue_agent.sealed import KeyRing
     from clue_agent.store import CANDIDATE, ModelStore
     from clue_agent.vault import Vault
@@ -72,10 +75,12 @@ def test_a_device_refuses_it(bundle_dir, images_root, tmp_path):
     store = ModelStore(tmp_path / "model", ring)
     store.install(bundle_dir)
     Vault(tmp_path / "vault", ring).add("red", (images_root / "train" / "red" / "0.png").read_bytes())
-    job = {
-        "home": str(tmp_path), "slot": "a", "allowed_factories": [], "model_digest": store.spec()[1],
-        "forget": ["red"], "synthetic": False, "holdout": str(images_root / "test"), "max_ua": 0.1, "method": "retrain",
-        "step_scale": 1.0, "seed": 0, "hyperparameters": {"data": str(images_root)}, "batch_size": 8, "checkpoint": "c",
+    spec = JobSpec(
+        forget=("red",), synthetic=False, method="retrain", hyperparameters={"data": str(images_root)}, step_scale=1.0,
+        seed=0, max_ua=0.1, slot="a", model_digest=store.spec()[1], checkpoint="c",
+    )  # fmt: skip
+    job = asdict(spec) | {
+        "home": str(tmp_path), "allowed_factories": [], "holdout": str(images_root / "test"), "batch_size": 8,
     }  # fmt: skip
     with pytest.raises(UnknownMethodError, match="yardstick only"):
         Worker(job).run()
