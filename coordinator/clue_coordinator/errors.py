@@ -39,3 +39,7 @@ class AggregationError(CoordinatorError):
 
 class UnavailableError(CoordinatorError):
     """The coordinator does not answer."""
+
+
+class LogDamagedError(CoordinatorError):
+    """The transparency log in the ledger is not what was appended and signed."""

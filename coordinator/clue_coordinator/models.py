@@ -212,3 +212,51 @@ class Token(Base):
     revoked_at: Mapped[float | None] = mapped_column(Float)
     # Written at most once a minute.
     last_used_at: Mapped[float | None] = mapped_column(Float)
+
+
+class LogLeaf(Base):
+    """A leaf of the log; ``id`` is its index, from 0. Triggers refuse all but inserts, as in all log tables."""
+
+    __tablename__ = "log_leaf"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    # As in clue_protocol.tlog.Leaf.
+    kind: Mapped[str] = mapped_column(String(16))
+    digest: Mapped[str] = mapped_column(String(64), index=True)
+    reference: Mapped[str] = mapped_column(String(255), index=True)
+    # 32 bytes.
+    hash: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class LogNode(Base):
+    """Hash over 256 ** ``level`` leaves, from leaf ``position`` * 256 ** ``level`` on; ``level`` is at least 1."""
+
+    __tablename__ = "log_node"
+    __table_args__ = (UniqueConstraint("level", "position"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    level: Mapped[int] = mapped_column(Integer)
+    position: Mapped[int] = mapped_column(Integer)
+    hash: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class LogCheckpoint(Base):
+    """A checkpoint as the log has signed it."""
+
+    __tablename__ = "log_checkpoint"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    at: Mapped[float] = mapped_column(Float)
+    size: Mapped[int] = mapped_column(Integer, index=True)
+    note: Mapped[str] = mapped_column(String)
+
+
+class LogCosignature(Base):
+    """A witness's signature line of a checkpoint, and when it came."""
+
+    __tablename__ = "log_cosignature"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    checkpoint_id: Mapped[int] = mapped_column(ForeignKey("log_checkpoint.id"), index=True)
+    at: Mapped[float] = mapped_column(Float)
+    line: Mapped[str] = mapped_column(String)
