@@ -307,9 +307,7 @@ def test_a_checkpoint_is_verified_with_its_witnesses() -> None:
 
 
 def test_too_few_witnesses() -> None:
-    with pytest.raises(
-        tlog.WitnessThresholdError, match="1 of the 3 known witnesses .* 2 must"
-    ):
+    with pytest.raises(tlog.WitnessThresholdError, match=r"1 of the 3 known witnesses .* 2 must"):
         verify_checkpoint(witnessed(number=1), LOG, WITNESSES, 2)
     # The same one twice is one.
     twice = cosign_checkpoint(witnessed(number=1), "x", WITNESS_SIGNERS[0], 5)

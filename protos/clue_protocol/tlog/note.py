@@ -71,7 +71,7 @@ class NoteKey:
 
     def to_text(self) -> str:
         """``name+keyid+base64``, the form that c2sp.org/signed-note calls a verifier key."""
-        return str(self.vkey.serialize())
+        return f"{self.name}+{self.vkey.key_id:08x}+{base64.b64encode(bytes([self.kind]) + self.public).decode()}"
 
     @cached_property
     def vkey(self) -> Vkey:
