@@ -21,8 +21,10 @@ from clue_protocol.tlog import (
     WITNESS_KEY,
     Checkpoint,
     CosignatureError,
+    Evidence,
     Leaf,
     LeafError,
+    LogError,
     LogSignatureError,
     NoteKey,
     ProofError,
@@ -387,3 +389,57 @@ def test_a_missing_tile_is_one_line(ledger: Ledger, lived: str) -> None:
     forge(lived, "DELETE FROM log_node")
     with ledger.read() as session, pytest.raises(CoordinatorError, match="hashes of level 1 from 0 on are missing"):
         tlog.Tree(session).prove_inclusion(258)
+
+
+# What a regulator gets
+
+
+def test_the_page_says_how_to_verify(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the program in docs/log.md on real files, and on files with one byte changed."""
+    grow(ledger, 300)
+    sign(ledger)
+    with ledger.read() as session:
+        evidence = tlog.prove(session, 17, [LOG])
+    page = (Path(__file__).parents[2] / "docs" / "log.md").read_text()
+    program = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    files = {"log.vkey": LOG.to_text() + "\n", "evidence.json": evidence.to_json(), "receipt.dsse": "17"}
+    for name, content in files.items():
+        Path(name).write_text(content)
+    exec(program, {})  # noqa: S102
+    for name, old, new in (
+        ("receipt.dsse", "17", "18"),
+        ("evidence.json", "r/17", "r/18"),
+        ("evidence.json", '"index": 17', '"index": 18'),
+        ("evidence.json", "\\n300\\n", "\\n301\\n"),
+        ("evidence.json", '"kind": "receipt"', '"kind": "receipt", "kind": "receipt"'),
+        ("log.vkey", LOG.to_text(), NoteKey.of(ORIGIN, LOG_KEY, OTHER.public_key).to_text()),
+    ):
+        assert old in files[name]
+        Path(name).write_text(files[name].replace(old, new))
+        with pytest.raises(LogError):
+            exec(program, {})  # noqa: S102
+        Path(name).write_text(files[name])
+
+
+def test_every_flipped_bit_of_the_evidence_is_found(grown: Ledger) -> None:
+    with grown.write() as session:
+        tlog.make_checkpoint(session, ORIGIN, SIGNER, 1.0)
+    with grown.read() as session:
+        evidence = tlog.prove(session, 17, [LOG])
+    text = evidence.to_json().encode()
+    assert Evidence.from_json(text).verify(LOG, document=b"17").size == 300
+    passed = 0
+    for bit in range(8 * len(text)):
+        changed = bytearray(text)
+        changed[bit // 8] ^= 1 << bit % 8
+        try:
+            found = Evidence.from_json(bytes(changed))
+            found.verify(LOG, document=b"17")
+        except LogError:
+            continue
+        # JSON has more than one kind of white space between its parts; nothing else may pass.
+        assert found == evidence
+        assert chr(text[bit // 8]).isspace()
+        passed += 1
+    assert passed < 100

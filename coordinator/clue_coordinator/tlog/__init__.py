@@ -8,6 +8,7 @@ from clue_coordinator.tlog.checkpoints import (
     last_checkpoint,
     make_checkpoint,
     note_of_size,
+    prove,
     verify_by_any,
 )
 from clue_coordinator.tlog.store import Tree, append, index_of, indices_of, leaf_at, size_of
@@ -25,6 +26,7 @@ __all__ = [
     "leaf_at",
     "make_checkpoint",
     "note_of_size",
+    "prove",
     "size_of",
     "verify_by_any",
     "verify_log",

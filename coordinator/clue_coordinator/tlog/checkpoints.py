@@ -9,10 +9,11 @@ from tlog_scales.signing import NoteSignature
 
 from clue_coordinator.errors import ConflictError, LogDamagedError, UsageError
 from clue_coordinator.models import LogCheckpoint, LogCosignature
-from clue_coordinator.tlog.store import Tree, size_of
+from clue_coordinator.tlog.store import Tree, leaf_at, size_of
 from clue_protocol.tlog import (
     Checkpoint,
     CosignatureError,
+    Evidence,
     NoteKey,
     parse_checkpoint,
     sign_checkpoint,
@@ -120,6 +121,12 @@ def checkpoint_covering(session: Session, index: int, logs: Sequence[NoteKey]) -
             "make a new one"
         )
     return checkpoint, note
+
+
+def prove(session: Session, index: int, logs: Sequence[NoteKey]) -> Evidence:
+    """What shows anybody that the leaf ``index`` is in the log, up to the newest checkpoint; fails as above."""
+    checkpoint, note = checkpoint_covering(session, index, logs)
+    return Evidence(leaf_at(session, index), Tree(session, checkpoint.size).prove_inclusion(index), note)
 
 
 def verify_by_any(note: str, logs: Sequence[NoteKey]) -> Checkpoint:

@@ -26,6 +26,7 @@ from clue_protocol.tlog.errors import (
     RollbackError,
     WitnessThresholdError,
 )
+from clue_protocol.tlog.evidence import Evidence
 from clue_protocol.tlog.leaf import KINDS, Leaf
 from clue_protocol.tlog.note import LOG_KEY, WITNESS_KEY, NoteKey
 from clue_protocol.tlog.proof import (
@@ -45,6 +46,7 @@ __all__ = [
     "ConsistencyError",
     "ConsistencyProof",
     "CosignatureError",
+    "Evidence",
     "ForkError",
     "FrozenError",
     "InclusionError",
