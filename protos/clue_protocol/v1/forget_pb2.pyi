@@ -134,6 +134,8 @@ class ForgetRequest(_message.Message):
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     SHARE_UPDATE_FIELD_NUMBER: _builtins.int
     PATCH_FIELD_NUMBER: _builtins.int
+    INSTALLATION_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     fleet: _builtins.str
     """The installation and fleet the request is for. A device refuses any other."""
@@ -152,6 +154,10 @@ class ForgetRequest(_message.Message):
     """How often a device may be asked: once more after every FAILED receipt. 0 means 1. Each attempt has a receipt of its own."""
     share_update: _builtins.bool
     """The device may hand out the change that forgetting made to its model, if its own configuration allows that too."""
+    installation: _builtins.str
+    """The installation whose root (trust.proto) the request is signed under; required where a device has a root."""
+    model_digest: _builtins.str
+    """Digest (hex) of the model that is to forget; a device with another refuses. Empty leaves it open."""
     @_builtins.property
     def policy(self) -> Global___Policy: ...
     @_builtins.property
@@ -179,10 +185,12 @@ class ForgetRequest(_message.Message):
         max_attempts: _builtins.int = ...,
         share_update: _builtins.bool = ...,
         patch: Global___PatchReference | None = ...,
+        installation: _builtins.str = ...,
+        model_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "issued_at", b"issued_at", "patch", b"patch", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "fleet", b"fleet", "forget_class", b"forget_class", "hyperparameters_json", b"hyperparameters_json", "issued_at", b"issued_at", "max_attempts", b"max_attempts", "method", b"method", "nonce", b"nonce", "patch", b"patch", "policy", b"policy", "request_id", b"request_id", "seed", b"seed", "sequence", b"sequence", "share_update", b"share_update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "fleet", b"fleet", "forget_class", b"forget_class", "hyperparameters_json", b"hyperparameters_json", "installation", b"installation", "issued_at", b"issued_at", "max_attempts", b"max_attempts", "method", b"method", "model_digest", b"model_digest", "nonce", b"nonce", "patch", b"patch", "policy", b"policy", "request_id", b"request_id", "seed", b"seed", "sequence", b"sequence", "share_update", b"share_update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
