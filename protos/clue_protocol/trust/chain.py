@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import Key
 
-from clue_protocol.trust.envelopes import ROOT_TYPE, payload_digest, read_envelope, require_threshold
+from clue_protocol.trust.envelopes import ROOT_TYPE, parse_payload, payload_digest, read_envelope, require_threshold
 from clue_protocol.trust.errors import (
     RootContentError,
     RootForkError,
@@ -22,6 +22,7 @@ from clue_protocol.trust.errors import (
     RootRollbackError,
 )
 from clue_protocol.trust.root import FleetTrust, Revocation, Role, Root
+from clue_protocol.v1 import trust_pb2 as pb
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,19 @@ def next_root(trusted: TrustedRoot, data: bytes) -> TrustedRoot:
     """
     old = trusted.root
     envelope = read_envelope(data, ROOT_TYPE)
-    # Nothing in it is believed, not even to complain about it, before the old holders have signed it.
+    # To refuse something for what it claims to be is safe before its signatures are looked at, and says more: after a
+    # rotation, roots that are too old or too new are not signed by the keys that this device knows.
+    claimed = parse_payload(envelope, pb.Root).version
+    if claimed < old.version:
+        raise RootRollbackError(f"root version {claimed} is older than version {old.version}, which this device has")
+    if claimed > old.version + 1:
+        raise RootGapError(f"root version {claimed} came, but version {old.version + 1} is needed first")
     require_threshold(envelope, old.root.keys, old.root.threshold, "the new root (by the keys of the last one)")
     new = Root.from_payload(envelope.payload)
     if new.installation != old.installation:
         raise RootInstallationError("the new root is of another installation")
-    if new.version < old.version:
-        raise RootRollbackError(
-            f"root version {new.version} is older than version {old.version}, which this device has"
-        )
     if new.version == old.version:
         raise RootForkError(f"two different roots have version {new.version}: root keys were misused")
-    if new.version > old.version + 1:
-        raise RootGapError(f"root version {new.version} came, but version {old.version + 1} is needed first")
     if new.previous_digest != trusted.digest:
         raise RootForkError(f"root version {new.version} follows another version {old.version}: root keys were misused")
     if new.issued_ns < old.issued_ns:

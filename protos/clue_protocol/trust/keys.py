@@ -16,7 +16,7 @@ from securesystemslib.signer import KEY_FOR_TYPE_AND_SCHEME, Key, SSlibKey
 from clue_protocol.trust.errors import PublicKeyError
 from clue_protocol.v1 import trust_pb2 as pb
 
-KEY_TYPES = ("ed25519", "ecdsa", "rsa", "mldsa")
+KEY_TYPES = ("ed25519", "ecdsa", "rsa", "ml-dsa")
 MIN_RSA_BITS = 2048
 _MAX_PUBLIC_LENGTH = 8192
 

@@ -81,11 +81,11 @@ def verify_request(
         reading: what it knows of the time.
 
     Raises:
-        TrustError, EnvelopeError: in this order: the root is outdated, expired, or its expiry cannot be judged;
-            signatures; content; installation and fleet; epoch and sequence; expiry. ``hold`` of the error says whether
-            to keep the request.
+        TrustError, EnvelopeError: in this order: the root is outdated or expired; signatures; content; installation and
+            fleet; epoch and sequence; the request is expired; the time is not known well enough to say whether root and
+            request are in date. ``hold`` of the error says whether to keep the request.
     """
-    _check_root_fresh(root.root, state, reading)
+    root_verdict = _check_root_fresh(root.root, state, reading)
     envelope = read_envelope(data, REQUEST_TYPE)
     approvers = _approvals(envelope, root.root, fleet)
     request = parse_payload(envelope, forget_pb2.ForgetRequest)
@@ -99,14 +99,13 @@ def verify_request(
     verdict = judge_expiry(expires_ns, reading)
     if verdict is Verdict.EXPIRED:
         raise RequestExpiredError(f"the request expired on {request.expires_at.ToJsonString()}")
-    if verdict is Verdict.WAITING_FOR_TIME:
-        raise WaitingForTimeError(
-            "this device does not know the time well enough to say whether the request has expired"
-        )
+    if Verdict.WAITING_FOR_TIME in (verdict, root_verdict):
+        what = "its root" if verdict is Verdict.VALID else "the request"
+        raise WaitingForTimeError(f"this device does not know the time well enough to say whether {what} has expired")
     return VerifiedRequest(request, digest, approvers, is_known)
 
 
-def _check_root_fresh(root: Root, state: TrustState, reading: ClockReading) -> None:
+def _check_root_fresh(root: Root, state: TrustState, reading: ClockReading) -> Verdict:
     if state.announced_root > root.version:
         raise RootOutdatedError(
             f"this device has root version {root.version}, version {state.announced_root} was announced to it"
@@ -114,8 +113,7 @@ def _check_root_fresh(root: Root, state: TrustState, reading: ClockReading) -> N
     verdict = judge_expiry(root.expires_ns, reading)
     if verdict is Verdict.EXPIRED:
         raise RootExpiredError(f"root version {root.version} is past its date: the installation needs a new one")
-    if verdict is Verdict.WAITING_FOR_TIME:
-        raise WaitingForTimeError("this device does not know the time well enough to say whether its root has expired")
+    return verdict
 
 
 def _approvals(envelope: Envelope, root: Root, fleet: str) -> tuple[Key, ...]:

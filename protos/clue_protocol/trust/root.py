@@ -35,7 +35,7 @@ def new_installation_id() -> str:
 
 @dataclass(frozen=True)
 class Role:
-    """At least ``threshold`` of ``keys``; RootContentError unless that many different keys are there."""
+    """At least ``threshold`` of ``keys``, sorted by key id; RootContentError unless so many different ones are there."""
 
     keys: tuple[Key, ...]
     threshold: int = 1
@@ -46,6 +46,7 @@ class Role:
             raise RootContentError("a role holds one key twice")
         if not 1 <= self.threshold <= len(self.keys):
             raise RootContentError(f"a role with {len(self.keys)} key(s) cannot have the threshold {self.threshold}")
+        object.__setattr__(self, "keys", tuple(sorted(self.keys, key=lambda key: str(key.keyid))))
 
 
 @dataclass(frozen=True)

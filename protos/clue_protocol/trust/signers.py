@@ -21,6 +21,7 @@ from clue_protocol.trust.keys import checked_key
 
 # OpenSSL's PKCS#8 stretches a passphrase with 2,048 rounds of PBKDF2 only, so the passphrase itself must be long.
 MIN_PASSPHRASE = 16
+MAX_PASSPHRASE_BYTES = 1023  # OpenSSL's limit
 _ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 
 # Asked for "passphrase" or "PIN", returns it.
@@ -31,10 +32,12 @@ def create_encrypted_key(path: Path, passphrase: str) -> CryptoSigner:
     """Make an Ed25519 key and write it to ``path`` as encrypted PKCS#8 with mode 0600.
 
     Raises:
-        SignerError: the passphrase has fewer than 16 characters, the file exists, or it cannot be written.
+        SignerError: the passphrase is too short or too long, the file exists, or it cannot be written.
     """
     if len(passphrase) < MIN_PASSPHRASE:
         raise SignerError(f"the passphrase must have at least {MIN_PASSPHRASE} characters: several words do")
+    if len(passphrase.encode()) > MAX_PASSPHRASE_BYTES:
+        raise SignerError(f"the passphrase must have at most {MAX_PASSPHRASE_BYTES} bytes")
     private = Ed25519PrivateKey.generate()
     data = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(passphrase.encode()))
     try:
@@ -65,8 +68,10 @@ def load_encrypted_key(path: Path, secrets: Secrets) -> CryptoSigner:
         raise SignerError(f"the key {path} can be read by others: run 'chmod 600 {path}'")
     if not data.lstrip().startswith(_ENCRYPTED):
         raise SignerError(f"{path} is not an encrypted PKCS#8 private key in PEM")
+    passphrase = secrets("passphrase").encode()
     try:
-        private = load_pem_private_key(data, secrets("passphrase").encode())
+        # An empty one counts as none for the library, which then asks for one in words of its own.
+        private = load_pem_private_key(data, passphrase or b"\n")
     except ValueError:
         raise SignerError(f"wrong passphrase for {path}, or the file is damaged") from None
     except (TypeError, UnsupportedAlgorithm):

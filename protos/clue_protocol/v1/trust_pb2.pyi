@@ -33,11 +33,11 @@ class PublicKey(_message.Message):
     SCHEME_FIELD_NUMBER: _builtins.int
     PUBLIC_FIELD_NUMBER: _builtins.int
     keytype: _builtins.str
-    """"ed25519", "ecdsa", "rsa" or "mldsa"."""
+    """"ed25519", "ecdsa", "rsa" or "ml-dsa"."""
     scheme: _builtins.str
     """Such as "ed25519", "ecdsa-sha2-nistp384" or "rsassa-pss-sha256"."""
     public: _builtins.str
-    """Hex for Ed25519, PEM (SubjectPublicKeyInfo) for the others."""
+    """Hex for Ed25519, PEM (SubjectPublicKeyInfo) for the others, as securesystemslib writes it."""
     def __init__(
         self,
         *,
