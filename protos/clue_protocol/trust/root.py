@@ -35,7 +35,7 @@ def new_installation_id() -> str:
 
 @dataclass(frozen=True)
 class Role:
-    """At least ``threshold`` of ``keys``, sorted by key id; RootContentError unless so many different ones are there."""
+    """At least ``threshold`` of ``keys``, sorted by key id; RootContentError if too few different ones are there."""
 
     keys: tuple[Key, ...]
     threshold: int = 1
