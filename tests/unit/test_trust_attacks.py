@@ -27,6 +27,7 @@ from trust_simulator import (
 from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, sign_message
 from clue_protocol.errors import EnvelopeError, ProtocolError
 from clue_protocol.trust import (
+    TIME_TYPE,
     ClockReading,
     FleetTrust,
     TrustState,
@@ -34,6 +35,7 @@ from clue_protocol.trust import (
     check_approvals,
     merge_signatures,
     successor,
+    unsigned,
     verify_request,
 )
 from clue_protocol.trust import errors as wrong
@@ -355,6 +357,31 @@ def test_a_stolen_timestamp_key_and_the_year_2090(world: Installation, device: D
     device.learn_time()
     device.receive_request(world.request())
     assert device.forgotten == ["bird"]
+
+
+def test_a_stolen_timestamp_key_and_a_root_that_is_not_there(world: Installation, device: Device) -> None:
+    """Announcing version 2**64 - 1 and the highest number stops a fleet until the key is replaced, and no longer."""
+    claim = trust_pb2.TimeAttestation.FromString(payload_of(world.time()))
+    claim.root_version = claim.sequence = 2**64 - 1
+    device.receive_time(signed(unsigned(claim, TIME_TYPE), TIME_TYPE, [world.timer]))
+    device.refuses(wrong.RootOutdatedError, device.receive_request, world.request())
+    device.refuses(wrong.AttestationReplayError, device.receive_time, world.time())
+    [world.timer] = people(1)
+    root = successor(world.root, world.now, world.now + YEAR, timestamp=role([world.timer]))
+    world.publish(root, world.holders[:2])
+    device.receive_roots(world.roots)
+    device.learn_time()
+    device.receive_request(world.request())
+    assert device.forgotten == ["bird"]
+
+
+def test_the_time_stays_known_when_other_keys_change(world: Installation, device: Device) -> None:
+    data = world.request()
+    world.now += 8 * DAY
+    device.learn_time()
+    world.revoke_approver(2)
+    device.receive_roots(world.roots)
+    device.refuses(wrong.RequestExpiredError, device.receive_request, data)
 
 
 # Freeze
