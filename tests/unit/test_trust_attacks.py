@@ -425,3 +425,11 @@ def test_damaged_bytes_never_get_through(position: int, inserted: bytes, removed
     except ProtocolError:
         return
     assert verified.request == pb.ForgetRequest.FromString(payload_of(SIGNED))
+
+
+def test_a_root_that_may_have_expired_holds_a_request_that_has_not() -> None:
+    expires = WORLD.root.root.expires_ns
+    data = WORLD.request(expires_at=to_timestamp(expires + DAY))
+    unsure = ClockReading(expires - 1, expires + 1, 0, False)
+    with pytest.raises(wrong.WaitingForTimeError, match="its root"):
+        verify_request(data, root=WORLD.root, fleet="homecams", state=STATE, reading=unsure)

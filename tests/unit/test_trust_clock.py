@@ -130,6 +130,12 @@ def test_the_truth_lies_between_the_bounds(start: int, steps: list[tuple[str, in
         lowest = lower
 
 
+def test_an_old_attestation_takes_nothing_back() -> None:
+    knowledge = TimeKnowledge.after_start(1000, 0).learn_answer(2000, 10, 0)
+    assert knowledge.learn(1500, 20).lower(20) == knowledge.lower(20) >= 2000
+    assert knowledge.learn_answer(1500, 20, 15).lower(20) == knowledge.lower(20)
+
+
 def test_an_answer_is_good_for_a_day() -> None:
     knowledge = TimeKnowledge.after_start(0, 0).learn_answer(1000, 0, 0)
     day = MAX_ATTESTATION_AGE
