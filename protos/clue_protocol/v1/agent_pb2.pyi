@@ -28,6 +28,8 @@ class DeliverRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     RECALL_FIELD_NUMBER: _builtins.int
     PATCH_FIELD_NUMBER: _builtins.int
+    ROOT_ENVELOPES_FIELD_NUMBER: _builtins.int
+    TIME_ATTESTATION_FIELD_NUMBER: _builtins.int
     request_envelope: _builtins.bytes
     wait_seconds: _builtins.float
     request_id: _builtins.str
@@ -38,6 +40,12 @@ class DeliverRequest(_message.Message):
     """The request was withdrawn: answer with what there is of it, but do not begin."""
     patch: _builtins.bytes
     """The patch that the request names, if it does."""
+    time_attestation: _builtins.bytes
+    """A signed time attestation; it carries the last time_nonce of the device if that was answered."""
+    @_builtins.property
+    def root_envelopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Successors of the root that the device last said it has, oldest first: signed documents, see trust.proto."""
+
     def __init__(
         self,
         *,
@@ -47,10 +55,12 @@ class DeliverRequest(_message.Message):
         attempt: _builtins.int = ...,
         recall: _builtins.bool = ...,
         patch: _builtins.bytes = ...,
+        root_envelopes: _abc.Iterable[_builtins.bytes] | None = ...,
+        time_attestation: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "patch", b"patch", "recall", b"recall", "request_envelope", b"request_envelope", "request_id", b"request_id", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "patch", b"patch", "recall", b"recall", "request_envelope", b"request_envelope", "request_id", b"request_id", "root_envelopes", b"root_envelopes", "time_attestation", b"time_attestation", "wait_seconds", b"wait_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -64,12 +74,18 @@ class DeliverResponse(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     NOT_BEGUN_FIELD_NUMBER: _builtins.int
     UPDATE_FIELD_NUMBER: _builtins.int
+    ROOT_VERSION_FIELD_NUMBER: _builtins.int
+    TIME_NONCE_FIELD_NUMBER: _builtins.int
     receipt_envelope: _builtins.bytes
     """Empty while the work goes on."""
     not_begun: _builtins.bool
     """Answer to a recall: the work was never begun, and will not be."""
     update: _builtins.bytes
     """The update whose digest the receipt names."""
+    root_version: _builtins.int
+    """Version of the newest root that the device has accepted."""
+    time_nonce: _builtins.bytes
+    """The device must know the time better before it can judge: 16 bytes to be carried by the next time_attestation."""
     @_builtins.property
     def progress(self) -> Global___Progress: ...
     def __init__(
@@ -79,10 +95,12 @@ class DeliverResponse(_message.Message):
         progress: Global___Progress | None = ...,
         not_begun: _builtins.bool = ...,
         update: _builtins.bytes = ...,
+        root_version: _builtins.int = ...,
+        time_nonce: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_begun", b"not_begun", "progress", b"progress", "receipt_envelope", b"receipt_envelope", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_begun", b"not_begun", "progress", b"progress", "receipt_envelope", b"receipt_envelope", "root_version", b"root_version", "time_nonce", b"time_nonce", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from clue_protocol.v1 import agent_pb2 as clue_dot_v1_dot_agent__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63lue/v1/dispatch.proto\x12\x07\x63lue.v1\x1a\x13\x63lue/v1/agent.proto\"3\n\x0cLeaseRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x14\n\x0conline_nodes\x18\x02 \x03(\x04\"O\n\rLeaseResponse\x12(\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x13.clue.v1.Assignment\x12\x14\n\x0cpoll_seconds\x18\x02 \x01(\x01\"\xbc\x01\n\nAssignment\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\x12\x18\n\x10request_envelope\x18\x04 \x01(\x0c\x12\x14\n\x0cwait_seconds\x18\x05 \x01(\x01\x12\x13\n\x0bttl_seconds\x18\x06 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x0e\n\x06recall\x18\x08 \x01(\x08\x12\r\n\x05patch\x18\t \x01(\x0c\"\xc8\x01\n\rReportRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\x12\x1a\n\x10receipt_envelope\x18\x04 \x01(\x0cH\x00\x12%\n\x08progress\x18\x05 \x01(\x0b\x32\x11.clue.v1.ProgressH\x00\x12\x0f\n\x05\x65rror\x18\x06 \x01(\tH\x00\x12\x13\n\tnot_begun\x18\x07 \x01(\x08H\x00\x12\x0e\n\x06update\x18\x08 \x01(\x0c\x42\x08\n\x06result\"\x10\n\x0eReportResponse2\x84\x01\n\x0f\x44ispatchService\x12\x36\n\x05Lease\x12\x15.clue.v1.LeaseRequest\x1a\x16.clue.v1.LeaseResponse\x12\x39\n\x06Report\x12\x16.clue.v1.ReportRequest\x1a\x17.clue.v1.ReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63lue/v1/dispatch.proto\x12\x07\x63lue.v1\x1a\x13\x63lue/v1/agent.proto\"3\n\x0cLeaseRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x14\n\x0conline_nodes\x18\x02 \x03(\x04\"O\n\rLeaseResponse\x12(\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x13.clue.v1.Assignment\x12\x14\n\x0cpoll_seconds\x18\x02 \x01(\x01\"\xee\x01\n\nAssignment\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\x12\x18\n\x10request_envelope\x18\x04 \x01(\x0c\x12\x14\n\x0cwait_seconds\x18\x05 \x01(\x01\x12\x13\n\x0bttl_seconds\x18\x06 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x0e\n\x06recall\x18\x08 \x01(\x08\x12\r\n\x05patch\x18\t \x01(\x0c\x12\x16\n\x0eroot_envelopes\x18\n \x03(\x0c\x12\x18\n\x10time_attestation\x18\x0b \x01(\x0c\"\xf2\x01\n\rReportRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\x12\x1a\n\x10receipt_envelope\x18\x04 \x01(\x0cH\x00\x12%\n\x08progress\x18\x05 \x01(\x0b\x32\x11.clue.v1.ProgressH\x00\x12\x0f\n\x05\x65rror\x18\x06 \x01(\tH\x00\x12\x13\n\tnot_begun\x18\x07 \x01(\x08H\x00\x12\x0e\n\x06update\x18\x08 \x01(\x0c\x12\x14\n\x0croot_version\x18\t \x01(\x04\x12\x12\n\ntime_nonce\x18\n \x01(\x0c\x42\x08\n\x06result\"\x10\n\x0eReportResponse2\x84\x01\n\x0f\x44ispatchService\x12\x36\n\x05Lease\x12\x15.clue.v1.LeaseRequest\x1a\x16.clue.v1.LeaseResponse\x12\x39\n\x06Report\x12\x16.clue.v1.ReportRequest\x1a\x17.clue.v1.ReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,11 +37,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEASERESPONSE']._serialized_start=109
   _globals['_LEASERESPONSE']._serialized_end=188
   _globals['_ASSIGNMENT']._serialized_start=191
-  _globals['_ASSIGNMENT']._serialized_end=379
-  _globals['_REPORTREQUEST']._serialized_start=382
-  _globals['_REPORTREQUEST']._serialized_end=582
-  _globals['_REPORTRESPONSE']._serialized_start=584
-  _globals['_REPORTRESPONSE']._serialized_end=600
-  _globals['_DISPATCHSERVICE']._serialized_start=603
-  _globals['_DISPATCHSERVICE']._serialized_end=735
+  _globals['_ASSIGNMENT']._serialized_end=429
+  _globals['_REPORTREQUEST']._serialized_start=432
+  _globals['_REPORTREQUEST']._serialized_end=674
+  _globals['_REPORTRESPONSE']._serialized_start=676
+  _globals['_REPORTRESPONSE']._serialized_end=692
+  _globals['_DISPATCHSERVICE']._serialized_start=695
+  _globals['_DISPATCHSERVICE']._serialized_end=827
 # @@protoc_insertion_point(module_scope)

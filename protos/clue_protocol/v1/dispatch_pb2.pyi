@@ -80,6 +80,8 @@ class Assignment(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     RECALL_FIELD_NUMBER: _builtins.int
     PATCH_FIELD_NUMBER: _builtins.int
+    ROOT_ENVELOPES_FIELD_NUMBER: _builtins.int
+    TIME_ATTESTATION_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
     request_id: _builtins.str
     node_id: _builtins.int
@@ -92,6 +94,9 @@ class Assignment(_message.Message):
     """As in DeliverRequest."""
     recall: _builtins.bool
     patch: _builtins.bytes
+    time_attestation: _builtins.bytes
+    @_builtins.property
+    def root_envelopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
         self,
         *,
@@ -104,10 +109,12 @@ class Assignment(_message.Message):
         attempt: _builtins.int = ...,
         recall: _builtins.bool = ...,
         patch: _builtins.bytes = ...,
+        root_envelopes: _abc.Iterable[_builtins.bytes] | None = ...,
+        time_attestation: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "execution_id", b"execution_id", "node_id", b"node_id", "patch", b"patch", "recall", b"recall", "request_envelope", b"request_envelope", "request_id", b"request_id", "ttl_seconds", b"ttl_seconds", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "execution_id", b"execution_id", "node_id", b"node_id", "patch", b"patch", "recall", b"recall", "request_envelope", b"request_envelope", "request_id", b"request_id", "root_envelopes", b"root_envelopes", "time_attestation", b"time_attestation", "ttl_seconds", b"ttl_seconds", "wait_seconds", b"wait_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -125,6 +132,8 @@ class ReportRequest(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     NOT_BEGUN_FIELD_NUMBER: _builtins.int
     UPDATE_FIELD_NUMBER: _builtins.int
+    ROOT_VERSION_FIELD_NUMBER: _builtins.int
+    TIME_NONCE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     execution_id: _builtins.str
     node_id: _builtins.int
@@ -134,6 +143,9 @@ class ReportRequest(_message.Message):
     """Answer to a recall."""
     update: _builtins.bytes
     """The update that a receipt names."""
+    root_version: _builtins.int
+    """As in DeliverResponse, beside every answer of a device."""
+    time_nonce: _builtins.bytes
     @_builtins.property
     def progress(self) -> _agent_pb2.Progress: ...
     def __init__(
@@ -147,10 +159,12 @@ class ReportRequest(_message.Message):
         error: _builtins.str = ...,
         not_begun: _builtins.bool = ...,
         update: _builtins.bytes = ...,
+        root_version: _builtins.int = ...,
+        time_nonce: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "not_begun", b"not_begun", "progress", b"progress", "receipt_envelope", b"receipt_envelope", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "error", b"error", "execution_id", b"execution_id", "node_id", b"node_id", "not_begun", b"not_begun", "progress", b"progress", "receipt_envelope", b"receipt_envelope", "result", b"result", "update", b"update"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "error", b"error", "execution_id", b"execution_id", "node_id", b"node_id", "not_begun", b"not_begun", "progress", b"progress", "receipt_envelope", b"receipt_envelope", "result", b"result", "root_version", b"root_version", "time_nonce", b"time_nonce", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["receipt_envelope", "progress", "error", "not_begun"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015

@@ -68,6 +68,8 @@ def _push(
                             "attempt": a.attempt,
                             "recall": a.recall,
                             "patch": a.patch,
+                            "roots": list(a.root_envelopes),
+                            "time": a.time_attestation,
                         }
                     )
                 }
@@ -101,17 +103,17 @@ def _pull(
             _report(coordinator, epoch, flight.assignment, error=text)
             continue
         answer = reply.content["answer"]
+        # An agent of an earlier version sends no update and knows no roots.
+        known = {"root_version": int(str(answer.get("root_version", 0))), "time_nonce": answer.get("time_nonce", b"")}
         if answer.get("receipt"):
-            # An agent of an earlier version sends no update.
-            update = answer.get("update", b"")
-            _report(coordinator, epoch, flight.assignment, receipt_envelope=answer["receipt"], update=update)
+            result: dict[str, object] = {"receipt_envelope": answer["receipt"], "update": answer.get("update", b"")}
         elif answer.get("not_begun"):
-            _report(coordinator, epoch, flight.assignment, not_begun=True)
+            result = {"not_begun": True}
         elif answer.get("error"):
-            _report(coordinator, epoch, flight.assignment, error=str(answer["error"]))
+            result = {"error": str(answer["error"])}
         else:
-            progress = Progress(stage=str(answer["stage"]), fraction=float(str(answer["fraction"])))
-            _report(coordinator, epoch, flight.assignment, progress=progress)
+            result = {"progress": Progress(stage=str(answer["stage"]), fraction=float(str(answer["fraction"])))}
+        _report(coordinator, epoch, flight.assignment, **result, **known)
     now = time.monotonic()
     for message_id in [m for m, flight in flights.items() if flight.lost_at < now]:
         _report(coordinator, epoch, flights.pop(message_id).assignment, error="node unavailable")

@@ -28,6 +28,8 @@ def deliver(message: Message, context: Context) -> Message:
                     attempt=int(str(request.get("attempt", 0))),
                     recall=bool(request.get("recall", False)),
                     patch=bytes(request.get("patch", b"")),  # type: ignore[arg-type]
+                    root_envelopes=[bytes(root) for root in request.get("roots", [])],  # type: ignore[union-attr, arg-type]
+                    time_attestation=bytes(request.get("time", b"")),  # type: ignore[arg-type]
                 ),
                 timeout=wait + 15,
             )
@@ -38,6 +40,8 @@ def deliver(message: Message, context: Context) -> Message:
                 "not_begun": answer.not_begun,
                 "stage": answer.progress.stage,
                 "fraction": answer.progress.fraction,
+                "root_version": answer.root_version,
+                "time_nonce": answer.time_nonce,
             }
         )
     except grpc.RpcError as error:
