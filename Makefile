@@ -9,6 +9,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+# Most tests with real processes wait for them, so two at a time take less than half the time, on one core too.
+TEST_WORKERS ?= 2
 BENCH_ARGS ?=
 
 .PHONY: demo test lint bench bench-fleet protos clean
@@ -17,7 +19,7 @@ demo: $(VENV)/.installed  ## a fleet on this machine forgets a class of real ima
 	$(BIN)/clue-coordinator demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed  ## all tests, the ones with real processes included
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed  ## ruff, mypy --strict, import contracts, generated code
 	$(BIN)/ruff check .

@@ -1,14 +1,25 @@
 """Small network helpers that both daemons need."""
 
+import secrets
 import socket
+from contextlib import suppress
+
+# Linux gives ports from 32768 on to whoever connects; below 16384 is most of what is registered.
+_NOT_EPHEMERAL = range(16384, 32768)
+_TRIES = 200
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port of ``host`` that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of ``host`` that was free a moment ago, and is not of those that the kernel gives to anybody who asks.
+
+    Below 32768: a port that the kernel chose could be the source of somebody's connection before it is listened on.
+    """
+    for _ in range(_TRIES):
+        port = secrets.choice(_NOT_EPHEMERAL)
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe, suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise OSError(f"no free port was found on {host}")
 
 
 def port_in_use(host: str, port: int) -> bool:

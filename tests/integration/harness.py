@@ -277,7 +277,9 @@ def child(pid: int, word: str, seconds: float = 60.0) -> psutil.Process:
     """The descendant of ``pid`` with ``word`` in its command line, as soon as there is one."""
 
     def find() -> psutil.Process | None:
-        for process in psutil.Process(pid).children(recursive=True):
+        parent = psutil.Process(pid)
+        assert parent.status() != psutil.STATUS_ZOMBIE, f"{pid} has ended, and there was no '{word}'"
+        for process in parent.children(recursive=True):
             try:
                 if any(word in part for part in process.cmdline()):
                     return process
