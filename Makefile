@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 BENCH_ARGS ?=
 
-.PHONY: demo test lint bench bench-fleet protos clean
+.PHONY: demo test lint bench bench-fleet fuzz protos clean
 
 demo: $(VENV)/.installed  ## a fleet on this machine forgets a class of real images
 	$(BIN)/clue-coordinator demo $(DEMO_ARGS)
@@ -35,6 +35,10 @@ bench: $(VENV)/.installed  ## unlearning methods beside Retrain; writes results/
 bench-fleet: $(VENV)/.installed  ## 1,000 and 10,000 simulated devices; BENCH_ARGS=--quick for 100 and 1,000
 	mkdir -p results
 	$(BIN)/python benchmarks/fleet.py --json results/bench-fleet.json $(BENCH_ARGS)
+
+fuzz: $(VENV)/.installed  ## 1,000,000 damaged documents through every parser that meets strangers
+	mkdir -p results
+	$(BIN)/python benchmarks/fuzz.py --json results/fuzz.json $(BENCH_ARGS)
 
 protos: $(VENV)/.installed  ## regenerate protos/clue_protocol/v1
 	$(BIN)/python protos/generate.py
