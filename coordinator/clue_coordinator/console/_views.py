@@ -47,7 +47,9 @@ def fleets(session: Session, path: Mapping[str, str], query: Mapping[str, str]) 
             select(models.Request.fleet_id, func.count())
             .where(models.Request.state.in_(OPEN_REQUEST))
             .group_by(models.Request.fleet_id)
-        ).tuples()
+        )
+        .tuples()
+        .all()
     )
     rows = [
         {

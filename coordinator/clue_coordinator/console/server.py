@@ -71,9 +71,16 @@ def serve_console(config: CoordinatorConfig, ledger: Ledger, health: Callable[[]
 
 def _listen(config: CoordinatorConfig) -> socket.socket:
     host, port = config.console_listen, config.console_port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named because asyncio switches Nagle's delay off only then: 40 ms on every answer.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(128)
+        return listening
     except OSError as error:
+        listening.close()
         raise CoordinatorError(
             f"cannot listen on {host}:{port} for the console: {error.strerror}; "
             f"set console_port and console_listen in {config.home}/coordinator.toml"
