@@ -22,6 +22,7 @@ class ConsoleHouse:
         self.config = config
         self.fleet = Fleet.make(config.ledger_file, devices)
         # Codes and tokens are made by the real clock.
+        self.request_id = ""
         self.health = Health(superlink_running=True, dispatcher_running=True)
         self.server: ConsoleServer = serve_console(config, self.fleet.ledger, lambda: self.health)
 
