@@ -1,5 +1,6 @@
 """A real console on a free port, on a ledger of a test, without a daemon around it."""
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,15 +39,16 @@ class ConsoleHouse:
         return tokens.create_token(self.fleet.ledger, name or f"a-{role}", role)[1]
 
     def stranger(self) -> httpx.Client:
-        verify = str(self.config.pki / "ca.pem") if self.config.console_tls else True
+        verify = ssl.create_default_context(cafile=self.config.pki / "ca.pem")
         return httpx.Client(base_url=self.origin, headers={"Origin": self.origin}, verify=verify)
 
-    def browser(self, token: str = "") -> httpx.Client:
+    @contextmanager
+    def browser(self, token: str = "") -> Iterator[httpx.Client]:
         """Signed in."""
-        client = self.stranger()
-        answer = client.post("/login", data={"token": token or self.local_token})
-        assert answer.status_code == 303, answer.text
-        return client
+        with self.stranger() as client:
+            answer = client.post("/login", data={"token": token or self.local_token})
+            assert answer.status_code == 303, answer.text
+            yield client
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The console's application: who may look, and which address shows what."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -52,7 +53,7 @@ class Console:
         self._health = health
         self._access = Access(ledger)
         self._sessions = Sessions(self._access)
-        self._codes = Codes(ledger.clock)
+        self._codes = Codes(time.time)
         self._live = Live(ledger)
         self._templates = templates()
         # Cookies do not know ports: two consoles on one machine must not take each other's.

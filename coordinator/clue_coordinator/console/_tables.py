@@ -155,7 +155,7 @@ def reasons(session: Session, request: Request) -> list[Reason]:
         .group_by(Execution.state, Execution.reason)
         .order_by(number.desc(), Execution.state, Execution.reason)
     )
-    return [Reason(*row) for row in session.execute(query).tuples()]
+    return [Reason(*row) for row in session.execute(query)]
 
 
 def latest_executions(session: Session, devices: Sequence[Device]) -> dict[int, Execution]:

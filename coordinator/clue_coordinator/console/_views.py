@@ -42,15 +42,14 @@ def fleets(session: Session, path: Mapping[str, str], query: Mapping[str, str]) 
             .group_by(models.Device.fleet_id)
         )
     }
-    running = dict(
-        session.execute(
+    running = {
+        fleet_id: number
+        for fleet_id, number in session.execute(
             select(models.Request.fleet_id, func.count())
             .where(models.Request.state.in_(OPEN_REQUEST))
             .group_by(models.Request.fleet_id)
         )
-        .tuples()
-        .all()
-    )
+    }
     rows = [
         {
             "name": fleet.name,
