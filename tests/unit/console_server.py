@@ -25,7 +25,11 @@ class ConsoleHouse:
         # Codes and tokens are made by the real clock.
         self.request_id = ""
         self.health = Health(superlink_running=True, dispatcher_running=True)
-        self.server: ConsoleServer = serve_console(config, self.fleet.ledger, lambda: self.health)
+        self.start()
+
+    def start(self) -> None:
+        """Serve, perhaps again."""
+        self.server: ConsoleServer = serve_console(self.config, self.fleet.ledger, lambda: self.health)
 
     @property
     def origin(self) -> str:

@@ -42,12 +42,13 @@ def _tone(state: str) -> str:
     return _TONES.get(state, "plain")
 
 
-def _when(stamp: str | None) -> Markup | str:
-    """An RFC 3339 time as a ``time`` element, to the minute, UTC."""
+def _when(stamp: str | None, seconds: bool = False) -> Markup | str:
+    """An RFC 3339 time as a ``time`` element, to the minute or the second, UTC."""
     if not stamp:
         return "–"
     at = datetime.fromisoformat(stamp).astimezone(UTC)
-    return Markup('<time datetime="{}">{:%Y-%m-%d %H:%M}</time>').format(stamp, at)
+    text = at.strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
+    return Markup('<time datetime="{}">{}</time>').format(stamp, text)
 
 
 def _ago(stamp: str | None) -> Markup | str:
