@@ -43,7 +43,7 @@ def fleets(session: Session, path: Mapping[str, str], query: Mapping[str, str]) 
         )
     }
     running = {
-        fleet_id: number
+        fleet_id: int(number)
         for fleet_id, number in session.execute(
             select(models.Request.fleet_id, func.count())
             .where(models.Request.state.in_(OPEN_REQUEST))

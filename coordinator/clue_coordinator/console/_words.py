@@ -26,7 +26,15 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"percent": _percent, "word": _word, "tone": _tone, "when": _when, "ago": _ago, "took": _took}
+    found.filters |= {
+        "percent": _percent,
+        "word": _word,
+        "tone": _tone,
+        "when": _when,
+        "ago": _ago,
+        "took": _took,
+        "duration": duration_text,
+    }
     return found
 
 
