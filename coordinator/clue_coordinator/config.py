@@ -72,7 +72,7 @@ class CoordinatorConfig(BaseModel):
     @property
     def certificate_hosts(self) -> tuple[str, ...]:
         """Names and addresses that the server's certificate must cover, beside this machine's own loopback."""
-        listening = (self.operator_listen, self.console_listen)
+        listening = (self.operator_listen, *((self.console_listen,) if self.console_tls else ()))
         single = (host for host in listening if not ipaddress.ip_address(host).is_unspecified)
         return tuple(dict.fromkeys((*self.hosts, *single)))
 

@@ -54,7 +54,7 @@ def run_demo(
         arguments += ["--method", method] if method else []
         link = fleet.command("console").strip()
         # Printed as it is: markup and line breaks would spoil it.
-        console.print("watch it in a browser, as long as the demo runs (the link is good once):")
+        console.print("watch it in a browser, as long as the demo runs (the link is good once, for two minutes):")
         console.print(link, markup=False, highlight=False, soft_wrap=True)
         console.print(f"[dim]$ clue-coordinator {' '.join(arguments[:5])} --wait[/]")
         fleet.command_shown(*arguments) if not quiet else fleet.command(*arguments)
