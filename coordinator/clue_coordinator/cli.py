@@ -23,6 +23,7 @@ from clue_protocol.errors import ProtocolError
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.command()(cli_server.init)
 app.command()(cli_server.serve)
+app.command()(cli_server.console)
 app.command()(cli_fleets.status)
 app.command()(forget)
 app.add_typer(request_app, name="request")

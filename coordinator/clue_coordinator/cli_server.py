@@ -3,6 +3,7 @@
 import ipaddress
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 from clue_coordinator.cli_options import Home, JsonFile, check_writable, write_json
 from clue_coordinator.cli_options import home_folder as _home
 from clue_coordinator.config import CoordinatorConfig, LedgerConfig, load_config
-from clue_coordinator.errors import UsageError
+from clue_coordinator.errors import CoordinatorError, UsageError
 
 Port = Annotated[int, typer.Option(min=1, max=65535)]
 
@@ -29,6 +30,10 @@ def init(
     superlink_port: Port = 9092,
     operator_port: Port = 9443,
     metrics_port: Port = 9464,
+    console_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the web console; 0 for none.")] = 9465,
+    console_listen: Annotated[
+        str, typer.Option("--console-listen", help="IP address of the web console; TLS unless it is loopback.")
+    ] = "127.0.0.1",
     ledger_url: Annotated[
         str,
         typer.Option("--ledger-url", help="postgresql+psycopg://... [default: an SQLite file in the folder]."),
@@ -37,12 +42,14 @@ def init(
     """Make an installation: signing key, certificate authority, ledger, configuration."""
     from clue_coordinator.setup import initialise
 
-    if len({superlink_port, operator_port, metrics_port}) < 3:
-        raise UsageError("the three ports must differ")
-    try:
-        ipaddress.ip_address(operator_listen)
-    except ValueError:
-        raise UsageError(f"--operator-listen takes an IP address, got '{operator_listen}'") from None
+    ports = [superlink_port, operator_port, metrics_port, *([console_port] if console_port else [])]
+    if len(set(ports)) < len(ports):
+        raise UsageError("the ports must differ")
+    for option, value in (("--operator-listen", operator_listen), ("--console-listen", console_listen)):
+        try:
+            ipaddress.ip_address(value)
+        except ValueError:
+            raise UsageError(f"{option} takes an IP address, got '{value}'") from None
     config = CoordinatorConfig(
         hosts=tuple(host) if host else ("127.0.0.1",),
         listen=listen,
@@ -50,6 +57,8 @@ def init(
         superlink_port=superlink_port,
         operator_port=operator_port,
         metrics_port=metrics_port,
+        console_port=console_port,
+        console_listen=console_listen,
         ledger=LedgerConfig(url=ledger_url),
         home=_home(home).resolve(),
     )
@@ -66,6 +75,25 @@ def serve(home: Home = None) -> None:
     # What it has to say to us is for those who write migrations.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     run(load_config(_home(home)))
+
+
+def console(home: Home = None) -> None:
+    """Print a link that signs the owner of this home into the web console, once.
+
+    The coordinator must run. The link holds for two minutes; the session that it opens may look and change nothing.
+    """
+    from clue_coordinator.client import OperatorClient
+    from clue_coordinator.connection import Connection
+    from clue_coordinator.console.codes import make_code
+
+    config = load_config(_home(home))
+    if not config.console_port:
+        raise CoordinatorError(f"the console is switched off: set console_port in {config.home}/coordinator.toml")
+    connection = Connection.local(config)
+    # Whoever listens on the console's port need not be our coordinator; the operator API proves that it is.
+    with OperatorClient(connection) as client:
+        client.server_info()
+    print(f"{config.console_url}login?code={make_code(connection.token, time.time())}")
 
 
 def backup(

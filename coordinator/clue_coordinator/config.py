@@ -28,7 +28,8 @@ class CoordinatorConfig(BaseModel):
 
     ``hosts`` are the names and addresses under which devices reach this machine; the first is
     what they are told to connect to. ``operator_listen`` is the address on which operators are
-    answered, loopback unless they work from elsewhere.
+    answered, loopback unless they work from elsewhere. ``console_listen`` is the same for the web
+    console: plain HTTP on loopback, TLS everywhere else; ``console_port`` 0 switches it off.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,10 +40,12 @@ class CoordinatorConfig(BaseModel):
     superlink_port: Port = 9092
     operator_port: Port = 9443
     metrics_port: Port = 9464
+    console_listen: str = "127.0.0.1"
+    console_port: Annotated[int, Field(ge=0, le=65535)] = 9465
     ledger: LedgerConfig = LedgerConfig()
     home: Path = Field(default=Path(), exclude=True)
 
-    @field_validator("operator_listen")
+    @field_validator("operator_listen", "console_listen")
     @classmethod
     def _is_address(cls, value: str) -> str:
         try:
@@ -69,13 +72,33 @@ class CoordinatorConfig(BaseModel):
     @property
     def certificate_hosts(self) -> tuple[str, ...]:
         """Names and addresses that the server's certificate must cover, beside this machine's own loopback."""
-        anywhere = ipaddress.ip_address(self.operator_listen).is_unspecified
-        return self.hosts if anywhere else tuple(dict.fromkeys((*self.hosts, self.operator_listen)))
+        listening = (self.operator_listen, *((self.console_listen,) if self.console_tls else ()))
+        single = (host for host in listening if not ipaddress.ip_address(host).is_unspecified)
+        return tuple(dict.fromkeys((*self.hosts, *single)))
 
     @property
     def metrics_url(self) -> str:
         """Where Prometheus scrapes."""
         return f"http://127.0.0.1:{self.metrics_port}/metrics"
+
+    @property
+    def console_tls(self) -> bool:
+        """True where the console can be reached from other machines."""
+        return not ipaddress.ip_address(self.console_listen).is_loopback
+
+    @property
+    def console_hosts(self) -> tuple[str, ...]:
+        """Names and addresses under which browsers may ask for the console."""
+        here = ("127.0.0.1", "::1", "localhost", self.console_listen)
+        return tuple(dict.fromkeys((*here, *self.hosts))) if self.console_tls else tuple(dict.fromkeys(here))
+
+    @property
+    def console_url(self) -> str:
+        """Where the console is, for a browser; of another machine's names the first."""
+        if not self.console_tls:
+            return f"http://{_address(self.console_listen, self.console_port)}/"
+        anywhere = ipaddress.ip_address(self.console_listen).is_unspecified
+        return f"https://{_address(self.hosts[0] if anywhere else self.console_listen, self.console_port)}/"
 
     @property
     def ledger_file(self) -> Path:

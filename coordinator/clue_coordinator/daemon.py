@@ -1,4 +1,4 @@
-"""``clue-coordinator serve``: ledger, SuperLink, dispatcher, operator API and metrics in one daemon."""
+"""``clue-coordinator serve``: ledger, SuperLink, dispatcher, operator API, metrics and console in one daemon."""
 
 import logging
 import signal
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clue_coordinator import dispatch, metrics, operators, tokens
 from clue_coordinator.config import CoordinatorConfig
+from clue_coordinator.console.server import Health, serve_console
 from clue_coordinator.errors import ConfigError, CoordinatorError
 from clue_coordinator.flower import Flower
 from clue_coordinator.ledger import Ledger
@@ -60,15 +61,19 @@ def run(config: CoordinatorConfig) -> None:
         stack.callback(operator_server.close)
         metrics_server = metrics.serve(ledger, config.metrics_port)
         stack.callback(metrics_server.shutdown)
+        if config.console_port:
+            console = serve_console(config, ledger, lambda: Health(flower.superlink_running, keeper.running))
+            stack.callback(console.close)
         keeper.start()
         stack.callback(keeper.close)
         # First of all when it stops.
         stack.callback(operator_server.drain)
         log.info(
-            "operators: %s  devices: %s  metrics: %s",
+            "operators: %s  devices: %s  metrics: %s  console: %s",
             config.operator_listen_address,
             config.superlink_address,
             config.metrics_url,
+            config.console_url if config.console_port else "off",
         )
         patcher = Patcher(ledger, signer)
         while not stopping.wait(_TICK_SECONDS):
@@ -118,7 +123,10 @@ def _check_ports(config: CoordinatorConfig) -> None:
         ("devices", config.listen, config.superlink_port, "superlink_port"),
         ("operators", config.operator_listen, config.operator_port, "operator_port"),
         ("metrics", "127.0.0.1", config.metrics_port, "metrics_port"),
+        ("the console", config.console_listen, config.console_port, "console_port"),
     ):
+        if not port:
+            continue
         # A SuperLink whose coordinator was killed takes some seconds to end by itself.
         patience = _DRAIN_SECONDS if purpose == "devices" and config.flower.exists() else 0.0
         deadline = time.monotonic() + patience

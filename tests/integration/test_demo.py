@@ -1,6 +1,7 @@
 """``clue-coordinator demo``: what it promises in JSON, and that nothing is left of it, however it ends."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,7 @@ def test_demo(house: Installation, tmp_path: Path, option: str, devices: int) ->
     result = json.loads(target.read_text())
     _check(result, devices)
     assert all(device["device_id"] in out for device in result["devices"])
+    assert re.search(r"^http://127\.0\.0\.1:\d+/login\?code=\S+$", out, re.MULTILINE)
     if option == "--oracle":
         assert result["oracle"]["ua"] == 0.0
         assert result["oracle"]["ra"] > 0.9

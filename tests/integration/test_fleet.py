@@ -8,6 +8,8 @@ from typing import Any
 
 import grpc
 import pytest
+from console_browser import accessible, chromium, needs_chromium, no_sideways_scrolling, picture
+from playwright.sync_api import expect
 from prometheus_client.parser import text_string_to_metric_families
 
 from clue_protocol.v1 import operator_pb2, operator_pb2_grpc
@@ -144,6 +146,60 @@ def test_secrets_are_for_their_owner_only(fleet: Installation) -> None:
         secrets += [fleet.device(name) / "receipt-key.pem", fleet.device(name) / "supernode-key.pem"]
     for path in secrets:
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+@needs_chromium
+def test_a_browser_follows_a_request_until_it_is_over(fleet: Installation) -> None:
+    problems: list[str] = []
+    with chromium() as browser:
+        page = browser.new_page()
+        # As the owner of the home signs in: by the link that the command prints.
+        page.goto(succeed(fleet.coordinator("console")).strip())
+        expect(page.get_by_role("heading", level=1)).to_have_text("Fleets")
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        accessible(page)
+        page.get_by_role("link", name=FLEET).first.click()
+        table = page.get_by_role("table", name="Devices")
+        expect(table.get_by_role("rowheader")).to_have_text(list(DEVICES))
+        # Filter, order: by the keyboard alone.
+        page.get_by_label("Name contains").focus()
+        page.keyboard.type("2")
+        page.keyboard.press("Enter")
+        expect(table.get_by_role("rowheader")).to_have_text([DEVICES[1]])
+        page.get_by_role("link", name="Clear").click()
+        table.get_by_role("columnheader", name="Device").get_by_role("link").click()
+        expect(table.get_by_role("rowheader")).to_have_text(list(DEVICES[::-1]))
+        expect(table.get_by_role("columnheader", name="Device")).to_have_attribute("aria-sort", "descending")
+
+        request_id = fleet.forget("nine")
+        page.goto(f"{fleet.config.console_url}requests/{request_id}")
+        navigations: list[str] = []
+        page.on("framenavigated", lambda frame: navigations.append(frame.url))
+        expect(page.locator("#progress")).to_contain_text("0 of 2 devices have answered")
+        picture(page, "request-begins")
+        device = page.get_by_role("row").filter(has=page.get_by_role("link", name=DEVICES[0], exact=True)).first
+        expect(device).to_contain_text("in progress", timeout=60_000)
+        picture(page, "request-live")
+        expect(page.locator("#progress")).to_contain_text("completed 2 of 2 devices have answered", timeout=240_000)
+        # Said aloud too, and the page was never loaded anew for it.
+        expect(page.locator("#announce")).to_have_text("completed: 2 of 2 devices have answered")
+        assert not navigations
+        for name in DEVICES:
+            row = page.get_by_role("table", name="Devices of this request").get_by_role("row").filter(has_text=name)
+            expect(row).to_contain_text("succeeded")
+            expect(row).to_contain_text("verified")
+            expect(row).to_contain_text(re.compile(r"\d+\.\d → \d+\.\d"))
+        accessible(page)
+        expect(page.locator("#facts")).to_contain_text(re.compile(r"Finished \(UTC\)\s*\d{4}-"))
+        picture(page, "request-over")
+        page.set_viewport_size({"width": 360, "height": 740})
+        no_sideways_scrolling(page)
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.get_by_label("Operator token")).to_be_visible()
+        page.goto(fleet.config.console_url)
+        expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+    assert not problems
 
 
 def test_stopping_leaves_no_process(fleet: Installation) -> None:

@@ -1,6 +1,7 @@
 """``clue-coordinator``: errors are one line, exit codes are 1 and 2, nobody sees a traceback."""
 
 import json
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,24 @@ def home(run: Run, tmp_path: Path) -> Path:
 def test_version_and_help(run: Run) -> None:
     assert run("--version") == (0, f"{clue.__version__}\n", "")
     assert run("--help").code == 0
+
+
+def test_console_of_a_coordinator_that_does_not_run(run: Run, home: Path) -> None:
+    one_line(run("console"), 1, "is not running")
+    settings = home / "coordinator.toml"
+    settings.write_text(re.sub(r"(?m)^console_port = .*$", "console_port = 0", settings.read_text()))
+    one_line(run("console"), 1, "switched off", "console_port")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--console-port", "9464"), ("ports must differ",)),
+        (("--console-listen", "everywhere"), ("--console-listen", "IP address", "everywhere")),
+    ],
+)
+def test_init_refuses_a_console_that_cannot_be(run: Run, options: tuple[str, ...], words: tuple[str, ...]) -> None:
+    one_line(run("init", *options), 2, *words)
 
 
 def test_init_makes_a_private_home(home: Path) -> None:

@@ -1,6 +1,7 @@
 """The demo from start to end."""
 
 import json
+import shlex
 import shutil
 import signal
 import tempfile
@@ -51,6 +52,10 @@ def run_demo(
         result_file = root / "request.json"
         arguments = ["forget", "--class", chosen.forget_class, "--fleet", FLEET, "--wait", "--json", str(result_file)]
         arguments += ["--method", method] if method else []
+        link = fleet.command("console").strip()
+        # Printed as it is: markup and line breaks would spoil it.
+        console.print("watch it in a browser, as long as the demo runs (the link is good once, for two minutes):")
+        console.print(link, markup=False, highlight=False, soft_wrap=True)
         console.print(f"[dim]$ clue-coordinator {' '.join(arguments[:5])} --wait[/]")
         fleet.command_shown(*arguments) if not quiet else fleet.command(*arguments)
         if not result_file.is_file():
@@ -70,7 +75,10 @@ def run_demo(
         console.print(_table(request["devices"], measured))
         console.print(_gaps(request["devices"], measured))
         if keep is not None:
-            console.print(f"everything is kept in {root}")
+            console.print(f"everything is kept in {root}; to look at it in a browser:")
+            home = shlex.quote(str(fleet.home))
+            for command in (f"serve --home {home} &", f"console --home {home}"):
+                console.print(f"$ clue-coordinator {command}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"[dim]done in {time.monotonic() - began:.0f} s; all processes stopped[/]")
     return result
 
