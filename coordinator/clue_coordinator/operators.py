@@ -25,6 +25,7 @@ from clue_coordinator.plan import parse_plan
 from clue_coordinator.progress import progress_of
 from clue_coordinator.targets import Target
 from clue_coordinator.token_service import TokenMethods
+from clue_coordinator.trust_service import TrustMethods, approver_role
 from clue_coordinator.watching import WatchedRequests
 from clue_protocol.documents import Enrolment, Trust
 from clue_protocol.v1 import operator_pb2 as pb
@@ -36,7 +37,7 @@ _EXECUTIONS, _MAX_EXECUTIONS = 50, 500
 _WATCH_PAUSE_SECONDS = 0.2
 
 
-class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
+class OperatorService(TokenMethods, TrustMethods, operator_pb2_grpc.OperatorServiceServicer):
     """See operator.proto."""
 
     def __init__(
@@ -57,7 +58,11 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
     def GetServerInfo(  # noqa: D102
         self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> pb.GetServerInfoResponse:
+        with _answering(context), self._ledger.read() as session:
+            root = roots.latest_or_none(session)
         return pb.GetServerInfoResponse(
+            root_version=root.root.version if root is not None else 0,
+            root_expires_at=views.stamp(root.root.expires_ns / 1e9) if root is not None else None,
             version=clue.__version__,
             metrics_url=self._config.metrics_url,
             superlink_address=self._config.superlink_address,
@@ -67,7 +72,8 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
 
     def CreateFleet(self, request: pb.CreateFleetRequest, context: grpc.ServicerContext) -> pb.Fleet:  # noqa: D102
         with _answering(context):
-            return views.fleet_view(create_fleet(self._ledger, request.name, self._keys))
+            role, names = approver_role(request)
+            return self._fleet_view(create_fleet(self._ledger, request.name, self._keys, role, names))
         raise AssertionError
 
     def ListFleets(  # noqa: D102
@@ -75,7 +81,7 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
     ) -> pb.ListFleetsResponse:
         with _answering(context), self._ledger.read() as session:
             fleets = session.scalars(select(Fleet).order_by(Fleet.name).options(selectinload(Fleet.devices)))
-            return pb.ListFleetsResponse(fleets=[views.fleet_view(fleet) for fleet in fleets])
+            return pb.ListFleetsResponse(fleets=[self._fleet_view(fleet) for fleet in fleets])
         raise AssertionError
 
     def AddDevice(self, request: pb.AddDeviceRequest, context: grpc.ServicerContext) -> pb.AddDeviceResponse:  # noqa: D102
@@ -205,6 +211,11 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
                 requests.retry_request(self._ledger, request.request_id, self._keys.request, names, idempotency_key=key)
             )
         raise AssertionError
+
+    def _fleet_view(self, fleet: Fleet) -> pb.Fleet:
+        with self._ledger.read() as session:
+            root = roots.latest_or_none(session)
+        return views.fleet_view(fleet, root.root if root is not None else None, self._keys.request.public_key)
 
     def _view(self, request_id: str, executions: int = 0) -> pb.RequestView:
         if executions > _MAX_EXECUTIONS:

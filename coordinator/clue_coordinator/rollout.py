@@ -96,7 +96,8 @@ class _Trust:
 
 def _first(envelopes: list[bytes]) -> list[bytes]:
     """As many as fit beside a request; the device asks for more when it has these."""
-    size, found = 0, []
+    size = 0
+    found: list[bytes] = []
     for envelope in envelopes:
         size += len(envelope)
         if found and size > _ROOT_BYTES:
@@ -176,9 +177,7 @@ def _startable(request: Request, now: float) -> ColumnElement[bool]:
             busy.device_pk == Execution.device_pk,
             or_(
                 busy.state == ExecutionState.IN_PROGRESS,
-                and_(
-                    busy.state == ExecutionState.QUEUED, busy.waiting == "", busy.sequence < Execution.sequence
-                ),
+                and_(busy.state == ExecutionState.QUEUED, busy.waiting == "", busy.sequence < Execution.sequence),
             ),
         ),
     )
