@@ -26,10 +26,11 @@ from agent_home import (
     deliver,
     envelope,
     make_request,
-    pin,
     make_store,
+    pin,
     receipt_of,
 )
+from trust_house import House, role
 
 import clue
 from clue_agent import erasing as erasing_module

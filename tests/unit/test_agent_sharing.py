@@ -263,7 +263,7 @@ def test_a_crash_between_the_switch_and_the_receipt_keeps_the_update(
 
 
 def patch_request(device: Device, patch: bytes, **changes: Any) -> bytes:
-    request = make_request(**({"request_id": "r-patch", "policy": LOOSE} | changes))
+    request = make_request(**({"request_id": "r-patch", "sequence": 100, "policy": LOOSE} | changes))
     request.patch.CopyFrom(
         pb.PatchReference(
             source_request_id="r-1",
