@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agent_home import Device, FakeWorker, ask, deliver, envelope, make_request, make_store, receipt_of
+from agent_home import Device, FakeWorker, ask, deliver, envelope, make_request, make_store, pin, receipt_of
 
 import clue
 from clue.bundle import bundle_from_bytes
@@ -527,6 +527,7 @@ def test_an_update_of_one_device_is_a_patch_for_another(
     other = Device(device.config.model_copy(update={"home": tmp_path / "other"}))
     other.config.home.mkdir()
     make_store(other.config).install(bundle_dir)
+    pin(other.config)
     try:
         receipt = deliver(
             other.boot(), patch_request(other, answer.update, policy=policy), "r-patch", patch=answer.update
