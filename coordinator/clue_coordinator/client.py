@@ -89,6 +89,11 @@ class OperatorClient:
         with self._errors():
             return self._stub.GetDevice(pb.GetDeviceRequest(device_id=device_id), timeout=self._seconds)
 
+    def trust_document(self, device_id: str) -> pb.AddDeviceResponse:
+        """What an enrolled device must trust, anew."""
+        with self._errors():
+            return self._stub.GetTrustDocument(pb.GetDeviceRequest(device_id=device_id), timeout=self._seconds)
+
     def list_devices(
         self, fleet: str = "", *, where: str = "", online: bool | None = None, retired: bool = False
     ) -> Iterator[pb.Device]:

@@ -331,7 +331,7 @@ DOCUMENTS: dict[str, tuple[object, str]] = {
     ),
     "request-with-devices": (RequestWithDevicesData, "forget, request show"),
     "plan": (PlanData, "forget --dry-run"),
-    "device": (DeviceData, "device list [], device add, label and retire"),
+    "device": (DeviceData, "device list [], device add, trust, label and retire"),
     "device-with-events": (DeviceWithEventsData, "device show"),
     "event": (EventData, "history []"),
     "fleet": (FleetData, "fleet list [], fleet create and approvers"),

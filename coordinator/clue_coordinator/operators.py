@@ -20,7 +20,7 @@ from clue_coordinator.errors import FlowerError, UsageError
 from clue_coordinator.flower import Flower
 from clue_coordinator.home_keys import HomeKeys
 from clue_coordinator.ledger import Ledger
-from clue_coordinator.models import Fleet
+from clue_coordinator.models import Device, Fleet
 from clue_coordinator.plan import parse_plan
 from clue_coordinator.progress import progress_of
 from clue_coordinator.targets import Target
@@ -92,20 +92,20 @@ class OperatorService(TokenMethods, TrustMethods, operator_pb2_grpc.OperatorServ
             # Registering the same key again gives the same node, so a crash in between is harmless.
             node_id = self._flower.register(enrolment.supernode_key, enrolment.device_id)
             device = add_device(self._ledger, request.fleet, enrolment, node_id)
-            with self._ledger.read() as session:
-                root = roots.latest(session)
-            trust = Trust(
-                fleet=request.fleet,
-                root=root.envelope,
-                superlink=self._config.superlink_address,
-                ca_pem=(self._config.pki / "ca.pem").read_text(encoding="ascii"),
-            )
-            return pb.AddDeviceResponse(device=views.device_view(device), trust_json=trust.to_json())
+            return self._admission(device)
         raise AssertionError
 
     def GetDevice(self, request: pb.GetDeviceRequest, context: grpc.ServicerContext) -> pb.Device:  # noqa: D102
         with _answering(context), self._ledger.read() as session:
             return views.device_view(devices.require_device(session, request.device_id))
+        raise AssertionError
+
+    def GetTrustDocument(self, request: pb.GetDeviceRequest, context: grpc.ServicerContext) -> pb.AddDeviceResponse:  # noqa: D102
+        with _answering(context):
+            with self._ledger.read() as session:
+                device = devices.require_device(session, request.device_id)
+            devices.check_in_use(device)
+            return self._admission(device)
         raise AssertionError
 
     def ListDevices(self, request: pb.ListDevicesRequest, context: grpc.ServicerContext) -> pb.ListDevicesResponse:  # noqa: D102
@@ -211,6 +211,17 @@ class OperatorService(TokenMethods, TrustMethods, operator_pb2_grpc.OperatorServ
                 requests.retry_request(self._ledger, request.request_id, self._keys.request, names, idempotency_key=key)
             )
         raise AssertionError
+
+    def _admission(self, device: Device) -> pb.AddDeviceResponse:
+        with self._ledger.read() as session:
+            root = roots.latest(session)
+        trust = Trust(
+            fleet=device.fleet.name,
+            root=root.envelope,
+            superlink=self._config.superlink_address,
+            ca_pem=(self._config.pki / "ca.pem").read_text(encoding="ascii"),
+        )
+        return pb.AddDeviceResponse(device=views.device_view(device), trust_json=trust.to_json())
 
     def _fleet_view(self, fleet: Fleet) -> pb.Fleet:
         with self._ledger.read() as session:
