@@ -7,24 +7,25 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import grpc
-from securesystemslib.signer import Signer
 from sqlalchemy import select
 from sqlalchemy.orm import selectinload
 
 import clue
-from clue_coordinator import actor, devices, pages, requests, views
+from clue_coordinator import actor, devices, pages, requests, roots, views
 from clue_coordinator.answers import answering as _answering
 from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.dispatch import DispatcherKeeper
 from clue_coordinator.enrol import add_device, check_new_device, create_fleet
 from clue_coordinator.errors import FlowerError, UsageError
 from clue_coordinator.flower import Flower
+from clue_coordinator.home_keys import HomeKeys
 from clue_coordinator.ledger import Ledger
-from clue_coordinator.models import Fleet
+from clue_coordinator.models import Device, Fleet
 from clue_coordinator.plan import parse_plan
 from clue_coordinator.progress import progress_of
 from clue_coordinator.targets import Target
 from clue_coordinator.token_service import TokenMethods
+from clue_coordinator.trust_service import TrustMethods, approver_role
 from clue_coordinator.watching import WatchedRequests
 from clue_protocol.documents import Enrolment, Trust
 from clue_protocol.v1 import operator_pb2 as pb
@@ -36,7 +37,7 @@ _EXECUTIONS, _MAX_EXECUTIONS = 50, 500
 _WATCH_PAUSE_SECONDS = 0.2
 
 
-class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
+class OperatorService(TokenMethods, TrustMethods, operator_pb2_grpc.OperatorServiceServicer):
     """See operator.proto."""
 
     def __init__(
@@ -45,19 +46,23 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
         ledger: Ledger,
         flower: Flower,
         keeper: DispatcherKeeper,
-        signer: Signer,
+        keys: HomeKeys,
     ) -> None:
         self._config = config
         self._ledger = ledger
         self._flower = flower
         self._keeper = keeper
-        self._signer = signer
+        self._keys = keys
         self._watched = WatchedRequests(ledger, self._view)
 
     def GetServerInfo(  # noqa: D102
         self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> pb.GetServerInfoResponse:
+        with _answering(context), self._ledger.read() as session:
+            root = roots.latest_or_none(session)
         return pb.GetServerInfoResponse(
+            root_version=root.root.version if root is not None else 0,
+            root_expires_at=views.stamp(root.root.expires_ns / 1e9) if root is not None else None,
             version=clue.__version__,
             metrics_url=self._config.metrics_url,
             superlink_address=self._config.superlink_address,
@@ -67,7 +72,8 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
 
     def CreateFleet(self, request: pb.CreateFleetRequest, context: grpc.ServicerContext) -> pb.Fleet:  # noqa: D102
         with _answering(context):
-            return views.fleet_view(create_fleet(self._ledger, request.name))
+            role, names = approver_role(request)
+            return self._fleet_view(create_fleet(self._ledger, request.name, self._keys, role, names))
         raise AssertionError
 
     def ListFleets(  # noqa: D102
@@ -75,7 +81,7 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
     ) -> pb.ListFleetsResponse:
         with _answering(context), self._ledger.read() as session:
             fleets = session.scalars(select(Fleet).order_by(Fleet.name).options(selectinload(Fleet.devices)))
-            return pb.ListFleetsResponse(fleets=[views.fleet_view(fleet) for fleet in fleets])
+            return pb.ListFleetsResponse(fleets=[self._fleet_view(fleet) for fleet in fleets])
         raise AssertionError
 
     def AddDevice(self, request: pb.AddDeviceRequest, context: grpc.ServicerContext) -> pb.AddDeviceResponse:  # noqa: D102
@@ -86,18 +92,20 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
             # Registering the same key again gives the same node, so a crash in between is harmless.
             node_id = self._flower.register(enrolment.supernode_key, enrolment.device_id)
             device = add_device(self._ledger, request.fleet, enrolment, node_id)
-            trust = Trust(
-                fleet=request.fleet,
-                request_keys=(self._signer.public_key,),
-                superlink=self._config.superlink_address,
-                ca_pem=(self._config.pki / "ca.pem").read_text(encoding="ascii"),
-            )
-            return pb.AddDeviceResponse(device=views.device_view(device), trust_json=trust.to_json())
+            return self._admission(device)
         raise AssertionError
 
     def GetDevice(self, request: pb.GetDeviceRequest, context: grpc.ServicerContext) -> pb.Device:  # noqa: D102
         with _answering(context), self._ledger.read() as session:
             return views.device_view(devices.require_device(session, request.device_id))
+        raise AssertionError
+
+    def GetTrustDocument(self, request: pb.GetDeviceRequest, context: grpc.ServicerContext) -> pb.AddDeviceResponse:  # noqa: D102
+        with _answering(context):
+            with self._ledger.read() as session:
+                device = devices.require_device(session, request.device_id)
+            devices.check_in_use(device)
+            return self._admission(device)
         raise AssertionError
 
     def ListDevices(self, request: pb.ListDevicesRequest, context: grpc.ServicerContext) -> pb.ListDevicesResponse:  # noqa: D102
@@ -132,7 +140,7 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
 
     def Forget(self, request: pb.ForgetCall, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
         with _answering(context):
-            request_id = requests.create_request(self._ledger, _order(request), self._signer)
+            request_id = requests.create_request(self._ledger, _order(request), self._keys.request)
             log.info("request %s: forget '%s' on fleet %s", request_id, request.forget_class, request.fleet)
             return self._view(request_id)
         raise AssertionError
@@ -200,9 +208,25 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
         with _answering(context):
             names, key = list(request.devices), request.idempotency_key or None
             return self._view(
-                requests.retry_request(self._ledger, request.request_id, self._signer, names, idempotency_key=key)
+                requests.retry_request(self._ledger, request.request_id, self._keys.request, names, idempotency_key=key)
             )
         raise AssertionError
+
+    def _admission(self, device: Device) -> pb.AddDeviceResponse:
+        with self._ledger.read() as session:
+            root = roots.latest(session)
+        trust = Trust(
+            fleet=device.fleet.name,
+            root=root.envelope,
+            superlink=self._config.superlink_address,
+            ca_pem=(self._config.pki / "ca.pem").read_text(encoding="ascii"),
+        )
+        return pb.AddDeviceResponse(device=views.device_view(device), trust_json=trust.to_json())
+
+    def _fleet_view(self, fleet: Fleet) -> pb.Fleet:
+        with self._ledger.read() as session:
+            root = roots.latest_or_none(session)
+        return views.fleet_view(fleet, root.root if root is not None else None, self._keys.request.public_key)
 
     def _view(self, request_id: str, executions: int = 0) -> pb.RequestView:
         if executions > _MAX_EXECUTIONS:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from clue_coordinator.client import OperatorClient
 from clue_coordinator.config import CoordinatorConfig, LedgerConfig
 from clue_coordinator.connection import Connection
 from clue_coordinator.errors import FlowerError
+from clue_coordinator.home_keys import load_home_keys
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.operators import OperatorService
 from clue_coordinator.roles import Role
@@ -40,11 +42,13 @@ class House:
         self.fleet = Fleet(Ledger(config.ledger_place))
         from clue_coordinator import enrol
 
-        enrol.create_fleet(self.ledger, "yard")
+        # Fleet ``yard`` belongs to the key that the test's own orders are signed with.
+        self.keys = replace(load_home_keys(config), request=SIGNER)
+        enrol.create_fleet(self.ledger, "yard", self.keys)
         for index in range(devices):
             self.fleet.add_device(index)
         off: Any = Off()
-        self.service = OperatorService(config, self.ledger, off, off, SIGNER)
+        self.service = OperatorService(config, self.ledger, off, off, self.keys)
         self.server = OperatorServer(self.service, config, self.ledger, most_streams)
 
     @property

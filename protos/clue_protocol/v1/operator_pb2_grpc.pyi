@@ -39,6 +39,8 @@ class OperatorServiceStub:
     AddDevice: _grpc.UnaryUnaryMultiCallable[_operator_pb2.AddDeviceRequest, _operator_pb2.AddDeviceResponse]
     """Add a device from its enrolment document; answers with what the device must trust."""
     GetDevice: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetDeviceRequest, _operator_pb2.Device]
+    GetTrustDocument: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetDeviceRequest, _operator_pb2.AddDeviceResponse]
+    """What an enrolled device must trust, with the newest root: for a device that lost it, or of before there were roots."""
     ListDevices: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListDevicesRequest, _operator_pb2.ListDevicesResponse]
     LabelDevice: _grpc.UnaryUnaryMultiCallable[_operator_pb2.LabelDeviceRequest, _operator_pb2.Device]
     """Set and remove labels of a device. Continuous requests that now match it are queued for it."""
@@ -67,6 +69,16 @@ class OperatorServiceStub:
     """Make a token; the answer is the only place where it can be read."""
     ListTokens: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListTokensRequest, _operator_pb2.ListTokensResponse]
     """All tokens by name, expired and revoked ones included."""
+    GetRoot: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetRootRequest, _operator_pb2.GetRootResponse]
+    """The newest root or another version of it."""
+    PublishRoot: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PublishRootCall, _operator_pb2.GetRootResponse]
+    """Make a root the newest: it must follow the one there is, and be signed by enough holders of both."""
+    GetRequestDocument: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetRequestDocumentRequest, _operator_pb2.GetRequestDocumentResponse]
+    """What there is to sign of a request."""
+    ApproveRequest: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ApproveRequestCall, _operator_pb2.RequestView]
+    """Add signatures that were made elsewhere; with enough of them the request starts."""
+    RejectRequest: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ChangeRequestCall, _operator_pb2.RequestView]
+    """Cancel a request that waits for approval."""
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RevokeTokenRequest, _operator_pb2.Token]
     """Takes effect within two seconds, on open streams within five. Repeating it changes nothing."""
 
@@ -79,6 +91,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     AddDevice: _aio.UnaryUnaryMultiCallable[_operator_pb2.AddDeviceRequest, _operator_pb2.AddDeviceResponse]  # type: ignore[assignment]
     """Add a device from its enrolment document; answers with what the device must trust."""
     GetDevice: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetDeviceRequest, _operator_pb2.Device]  # type: ignore[assignment]
+    GetTrustDocument: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetDeviceRequest, _operator_pb2.AddDeviceResponse]  # type: ignore[assignment]
+    """What an enrolled device must trust, with the newest root: for a device that lost it, or of before there were roots."""
     ListDevices: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListDevicesRequest, _operator_pb2.ListDevicesResponse]  # type: ignore[assignment]
     LabelDevice: _aio.UnaryUnaryMultiCallable[_operator_pb2.LabelDeviceRequest, _operator_pb2.Device]  # type: ignore[assignment]
     """Set and remove labels of a device. Continuous requests that now match it are queued for it."""
@@ -107,6 +121,16 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Make a token; the answer is the only place where it can be read."""
     ListTokens: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListTokensRequest, _operator_pb2.ListTokensResponse]  # type: ignore[assignment]
     """All tokens by name, expired and revoked ones included."""
+    GetRoot: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetRootRequest, _operator_pb2.GetRootResponse]  # type: ignore[assignment]
+    """The newest root or another version of it."""
+    PublishRoot: _aio.UnaryUnaryMultiCallable[_operator_pb2.PublishRootCall, _operator_pb2.GetRootResponse]  # type: ignore[assignment]
+    """Make a root the newest: it must follow the one there is, and be signed by enough holders of both."""
+    GetRequestDocument: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetRequestDocumentRequest, _operator_pb2.GetRequestDocumentResponse]  # type: ignore[assignment]
+    """What there is to sign of a request."""
+    ApproveRequest: _aio.UnaryUnaryMultiCallable[_operator_pb2.ApproveRequestCall, _operator_pb2.RequestView]  # type: ignore[assignment]
+    """Add signatures that were made elsewhere; with enough of them the request starts."""
+    RejectRequest: _aio.UnaryUnaryMultiCallable[_operator_pb2.ChangeRequestCall, _operator_pb2.RequestView]  # type: ignore[assignment]
+    """Cancel a request that waits for approval."""
     RevokeToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.RevokeTokenRequest, _operator_pb2.Token]  # type: ignore[assignment]
     """Takes effect within two seconds, on open streams within five. Repeating it changes nothing."""
 
@@ -146,6 +170,14 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.GetDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.Device, _abc.Awaitable[_operator_pb2.Device]]: ...
+
+    @_abc_1.abstractmethod
+    def GetTrustDocument(
+        self,
+        request: _operator_pb2.GetDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.AddDeviceResponse, _abc.Awaitable[_operator_pb2.AddDeviceResponse]]:
+        """What an enrolled device must trust, with the newest root: for a device that lost it, or of before there were roots."""
 
     @_abc_1.abstractmethod
     def ListDevices(
@@ -270,6 +302,46 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListTokensResponse, _abc.Awaitable[_operator_pb2.ListTokensResponse]]:
         """All tokens by name, expired and revoked ones included."""
+
+    @_abc_1.abstractmethod
+    def GetRoot(
+        self,
+        request: _operator_pb2.GetRootRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetRootResponse, _abc.Awaitable[_operator_pb2.GetRootResponse]]:
+        """The newest root or another version of it."""
+
+    @_abc_1.abstractmethod
+    def PublishRoot(
+        self,
+        request: _operator_pb2.PublishRootCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetRootResponse, _abc.Awaitable[_operator_pb2.GetRootResponse]]:
+        """Make a root the newest: it must follow the one there is, and be signed by enough holders of both."""
+
+    @_abc_1.abstractmethod
+    def GetRequestDocument(
+        self,
+        request: _operator_pb2.GetRequestDocumentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetRequestDocumentResponse, _abc.Awaitable[_operator_pb2.GetRequestDocumentResponse]]:
+        """What there is to sign of a request."""
+
+    @_abc_1.abstractmethod
+    def ApproveRequest(
+        self,
+        request: _operator_pb2.ApproveRequestCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RequestView, _abc.Awaitable[_operator_pb2.RequestView]]:
+        """Add signatures that were made elsewhere; with enough of them the request starts."""
+
+    @_abc_1.abstractmethod
+    def RejectRequest(
+        self,
+        request: _operator_pb2.ChangeRequestCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RequestView, _abc.Awaitable[_operator_pb2.RequestView]]:
+        """Cancel a request that waits for approval."""
 
     @_abc_1.abstractmethod
     def RevokeToken(
