@@ -17,6 +17,9 @@ from clue_coordinator.pki import check_pki, uncovered
 from clue_coordinator.roles import unassigned_methods
 from clue_coordinator.server import OperatorServer
 from clue_coordinator.tick import tick
+from clue_coordinator.tlog import record
+from clue_coordinator.tlog.keys import ensure_log_key, load_log_keys
+from clue_coordinator.tlog.schedule import CheckpointSchedule
 from clue_protocol.files import HomeLock, socket_path
 from clue_protocol.keys import load_signing_key
 from clue_protocol.net import port_in_use
@@ -46,6 +49,7 @@ def run(config: CoordinatorConfig) -> None:
         stack.callback(ledger.close)
         stack.enter_context(ledger.claimed())
         _adopt(ledger, token)
+        schedule = _begin_log(config, ledger)
         socket = socket_path(config.home, "dispatch.sock")
         stack.callback(_remove_socket, socket, config.home)
         service = dispatch.DispatchService(ledger)
@@ -72,14 +76,26 @@ def run(config: CoordinatorConfig) -> None:
         )
         patcher = Patcher(ledger, signer)
         while not stopping.wait(_TICK_SECONDS):
-            _tick(ledger, patcher)
+            _tick(ledger, patcher, schedule)
         log.info("stopping")
 
 
-def _tick(ledger: Ledger, patcher: Patcher) -> None:
+def _begin_log(config: CoordinatorConfig, ledger: Ledger) -> CheckpointSchedule:
+    """The log's schedule; what a ledger of before there was a log holds is appended first."""
+    if ensure_log_key(config):
+        log.info("made %s, the key of the transparency log", config.log_key)
+    with ledger.write() as session:
+        count = record.begin(session)
+        if count:
+            ledger.record(session, "log.begun", detail=f"{count} document(s) that were there already")
+    return CheckpointSchedule(ledger, load_log_keys(config), config.log.checkpoint_minutes)
+
+
+def _tick(ledger: Ledger, patcher: Patcher, schedule: CheckpointSchedule) -> None:
     try:
         tick(ledger)
         patcher.advance()
+        schedule.advance()
     except CoordinatorError as error:
         # A disk that is full now may not be so in a second; what is due stays due.
         log.error("%s", error)

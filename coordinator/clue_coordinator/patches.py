@@ -20,6 +20,7 @@ from clue_coordinator.models import Device, Execution, PastReceipt, Patch, Reque
 from clue_coordinator.plan import RolloutPlan
 from clue_coordinator.requests import order_of, request_message
 from clue_coordinator.states import ACTIVE, OPEN_REQUEST, ExecutionState
+from clue_coordinator.tlog.record import log_patch
 from clue_protocol.envelope import REQUEST_TYPE, sign_message
 from clue_protocol.v1 import forget_pb2 as pb
 
@@ -100,17 +101,17 @@ class Patcher:
                     updates=len(report.used),
                 )
             )
-            session.add(
-                Patch(
-                    id=message.request_id,
-                    request_id=request_id,
-                    base_digest=base,
-                    envelope=sign_message(message, REQUEST_TYPE, [self._signer]),
-                    body=body,
-                    report=report.as_dict(),
-                    created_at=self._ledger.clock(),
-                )
+            patch = Patch(
+                id=message.request_id,
+                request_id=request_id,
+                base_digest=base,
+                envelope=sign_message(message, REQUEST_TYPE, [self._signer]),
+                body=body,
+                report=report.as_dict(),
+                created_at=self._ledger.clock(),
             )
+            session.add(patch)
+            log_patch(session, patch)
             detail = (
                 f"patch {message.request_id} of {len(report.used)} device(s) for model {base[:12]}, {len(body)} bytes"
             )

@@ -20,6 +20,7 @@ from clue_coordinator.models import Device, Execution, Fleet, Request
 from clue_coordinator.plan import RolloutPlan, in_order, in_waves
 from clue_coordinator.states import FINAL_REQUEST, UNSUCCESSFUL, ExecutionState, RequestState
 from clue_coordinator.targets import MAX_DEVICES, Target
+from clue_coordinator.tlog.record import log_request
 from clue_protocol.envelope import REQUEST_TYPE, peek_message, sign_message
 from clue_protocol.v1 import forget_pb2 as pb
 
@@ -127,6 +128,7 @@ def create_request(ledger: Ledger, order: ForgetOrder, signer: Signer) -> str:
             sequence=fleet.sequence,
         )
         session.add(request)
+        log_request(session, request)
         add_executions(session, request, planned.waves, now)
         detail = f"forget '{order.forget_class}' on {planned.devices} device(s)"
         if order.retry_of:

@@ -8,6 +8,7 @@ from clue_coordinator.config import CoordinatorConfig, config_text
 from clue_coordinator.errors import ConfigError, ConflictError
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.pki import create_pki
+from clue_coordinator.tlog.keys import create_log_key
 from clue_coordinator.tokens import any_token, install_local_admin, is_usable, new_secret
 from clue_protocol.files import LOCK_FILE, HomeLock, private_folder, write_atomic, write_new_secret
 from clue_protocol.keys import create_signing_key
@@ -66,6 +67,7 @@ def _fill(config: CoordinatorConfig, existed: bool) -> None:
         raise ConflictError(f"{home} is being filled by another 'clue-coordinator init'")
     try:
         create_signing_key(config.request_key)
+        create_log_key(config)
         create_pki(config.pki, config.certificate_hosts)
         secret = new_secret()
         write_new_secret(config.operator_token, f"{secret}\n".encode())

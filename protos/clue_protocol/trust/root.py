@@ -147,7 +147,7 @@ class Root:
                 raise RootContentError(f"fleet {name} cannot have the epoch {fleet.epoch}")
 
     def _check_online(self) -> None:
-        """Whoever takes over the machine that tells the time, or keeps the log, must not be able to do anything else."""
+        """Whoever takes over the machine that tells the time, or keeps the log, must not have more than that."""
         offline = {fingerprint(key) for role in self._offline_roles() for key in role.keys}
         stamps = {fingerprint(key) for key in self.timestamp.keys}
         if stamps & offline:
