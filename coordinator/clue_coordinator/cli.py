@@ -10,9 +10,11 @@ import typer
 
 import clue
 from clue_coordinator import cli_fleets, cli_server
+from clue_coordinator.cli_certificate import certificate
 from clue_coordinator.cli_devices import device_app
 from clue_coordinator.cli_fleets import fleet_app
 from clue_coordinator.cli_forget import forget
+from clue_coordinator.cli_log import log_app
 from clue_coordinator.cli_options import CaFile, Server, TokenFile, print_error
 from clue_coordinator.cli_requests import request_app
 from clue_coordinator.cli_tokens import token_app
@@ -30,6 +32,8 @@ app.add_typer(device_app, name="device")
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(token_app, name="token")
 app.command()(cli_fleets.history)
+app.add_typer(log_app, name="log")
+app.command()(certificate)
 app.command()(cli_server.backup)
 app.command()(cli_server.restore)
 app.command()(cli_server.demo)

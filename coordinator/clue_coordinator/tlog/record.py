@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from clue_coordinator.models import Device, Execution, Fleet, PastReceipt, Patch, Request
-from clue_coordinator.tlog.store import append, size_of
+from clue_coordinator.models import Device, Execution, Fleet, LogLeaf, PastReceipt, Patch, Request
+from clue_coordinator.tlog.store import append
 from clue_protocol.certificate.enrolled import EnrolledDevice
 from clue_protocol.keys import key_from_json
 
@@ -64,8 +64,8 @@ def enrolled(device: Device, fleet: str) -> EnrolledDevice:
 
 
 def begin(session: Session) -> int:
-    """Append what an older ledger holds already, by time, unless there is a log; returns how many."""
-    if size_of(session):
+    """Append what an older ledger holds already, by time; returns how many. Nothing if that was done."""
+    if session.scalar(select(LogLeaf.id).where(LogLeaf.kind == "enrolment").limit(1)) is not None:
         return 0
     found = sorted(documents(session), key=lambda document: document.at)
     for document in found:
@@ -93,18 +93,17 @@ def _receipts(session: Session) -> Iterator[Document]:
         .join(Device, Device.id == Execution.device_pk)
         .order_by(PastReceipt.id)
     )
+    seen = set()
+    for request_id, device_id, envelope, at in session.execute(past.execution_options(yield_per=1000)):
+        seen.add((request_id, device_id, envelope))
+        yield Document("receipt", receipt_reference(request_id, device_id), envelope, at)
     last = (
         select(Execution.request_id, Device.device_id, Execution.receipt_envelope, Execution.finished_at)
         .join(Device, Device.id == Execution.device_pk)
         .where(Execution.receipt_envelope.is_not(None))
         .order_by(Execution.finished_at, Execution.id)
     )
-    seen: set[tuple[str, str, bytes]] = set()
-    for query in (past, last):
-        for request_id, device_id, envelope, at in session.execute(query.execution_options(yield_per=1000)):
-            # The last word of a device whose patch did not come is the receipt it was past with.
-            if query is past:
-                seen.add((request_id, device_id, envelope))
-            elif (request_id, device_id, envelope) in seen:
-                continue
-            yield Document("receipt", receipt_reference(request_id, device_id), envelope, at or 0.0)
+    for request_id, device_id, final, finished in session.execute(last.execution_options(yield_per=1000)):
+        # The last word of a device whose patch did not come is a receipt of before.
+        if final and (request_id, device_id, final) not in seen:
+            yield Document("receipt", receipt_reference(request_id, device_id), final, finished or 0.0)

@@ -110,7 +110,7 @@ class Certificate:
         def item(found: Item) -> dict[str, Any]:
             return {"envelope": base64.b64encode(found.envelope).decode(), **where(found.place)}
 
-        data = {
+        data: dict[str, Any] = {
             "format": FORMAT,
             "roots": [base64.b64encode(envelope).decode() for envelope in self.roots],
             "checkpoint": self.checkpoint,
