@@ -97,7 +97,7 @@ def _done(found: VerifiedCertificate) -> Section:
     silent = sum(not device.receipts for device in found.devices)
     words = [f"{_devices(len(found.devices))} were meant by the request; the coordinator states: {states}."]
     if silent:
-        words.append(f"{_devices(silent)} sent no receipt. They are listed: nothing is shown of them.")
+        words.append(f"{_devices(silent)} sent no receipt: nothing is shown there, and each is listed.")
     left = f"{len(order) - len(shown)} more devices stand in certificate.json." if len(order) > len(shown) else ""
     heads = ("Device", "Outcome", "Method", "Images used", "Erased", "Finished (UTC)", "Energy")
     return Section("What was done, on which devices", tuple(words), (), Table(heads, rows, left))
@@ -151,7 +151,8 @@ def _checked(found: VerifiedCertificate) -> Section:
 
 def _limits(found: VerifiedCertificate) -> Section:
     counts = [device.last.ua_after.samples for device in found.devices if device.last and device.last.ua_after.samples]
-    sizes = f" (here {min(counts)} to {max(counts)} images a device)" if counts else ""
+    few, many = (min(counts), max(counts)) if counts else (0, 0)
+    sizes = f" (here {few if few == many else f'{few} to {many}'} images a device)" if counts else ""
     return Section(
         "What this does and does not prove",
         (

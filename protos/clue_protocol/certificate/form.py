@@ -156,9 +156,9 @@ class Certificate:
             patches=tuple(read.item(entry, "a patch") for entry in found["patches"]),
             devices=tuple(read.device(entry) for entry in found["devices"]),
         )
-        # Also if hashes are there that no proof uses, or in another order.
+        # Spaces, order, names that stand twice, other spellings of a text, hashes that no proof uses: all shows here.
         if certificate.to_bytes() != data:
-            refuse("the certificate is not in its one canonical form: its hashes are not those that its proofs name")
+            refuse("the certificate is not in its one canonical form: it was changed, or written anew")
         return certificate
 
 

@@ -4,7 +4,7 @@ It carries no time, so that the same outcome is the same document and has one le
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 
 from clue_protocol.certificate.canonical import dump, fields, is_count, is_form, is_list, is_text, refuse
@@ -53,8 +53,12 @@ class Statement:
 
     def to_dict(self) -> dict[str, object]:
         """As JSON data."""
-        devices = [asdict(device) for device in self.devices]
-        return {"format": _FORMAT, **asdict(self), "devices": devices, "roots": list(self.roots)}
+        return {
+            "format": _FORMAT,
+            **vars(self),
+            "devices": [vars(device) for device in self.devices],
+            "roots": list(self.roots),
+        }
 
     def to_bytes(self) -> bytes:
         """The document, byte for byte."""
