@@ -100,7 +100,7 @@ class CoordinatorConfig(BaseModel):
 
     @property
     def request_key(self) -> Path:
-        """Private key that signs forget requests."""
+        """Private key that signs forget requests of fleets that need nobody's approval."""
         return self.home / "request-key.pem"
 
     @property
@@ -112,6 +112,21 @@ class CoordinatorConfig(BaseModel):
     def log_verifier_keys(self) -> Path:
         """The log's verifier keys, one a line, the one in use first: for those who check the log."""
         return self.home / "log.vkey"
+
+    @property
+    def root_key(self) -> Path:
+        """Private key that signs roots; not there where people hold the root's keys."""
+        return self.home / "root-key.pem"
+
+    @property
+    def timestamp_key(self) -> Path:
+        """Private key that signs the time."""
+        return self.home / "timestamp-key.pem"
+
+    @property
+    def next_timestamp_key(self) -> Path:
+        """The one that is to replace it, until a root says so."""
+        return self.home / "timestamp-key-next.pem"
 
     @property
     def operator_token(self) -> Path:

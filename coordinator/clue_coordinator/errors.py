@@ -43,3 +43,11 @@ class UnavailableError(CoordinatorError):
 
 class LogDamagedError(CoordinatorError):
     """The transparency log in the ledger is not what was appended and signed."""
+
+
+class RootRefusedError(ConflictError):
+    """A root that does not follow the newest one, or that too few of its holders have signed."""
+
+
+class ApprovalError(ConflictError):
+    """A signature that does not count as an approval: of a key that may not approve, or over another document."""

@@ -32,7 +32,7 @@ class LogMethods:
     _config: CoordinatorConfig
 
     @cached_property
-    def _keys(self) -> LogKeys:
+    def _log_keys(self) -> LogKeys:
         return load_log_keys(self._config)
 
     def GetLog(self, request: pb.GetLogRequest, context: grpc.ServicerContext) -> pb.LogView:  # noqa: D102
@@ -42,8 +42,8 @@ class LogMethods:
                 query = query.where(LogLeaf.reference.startswith(request.reference, autoescape=True))
             last = tlog.last_checkpoint(session)
             return pb.LogView(
-                keys=[key.to_text() for key in self._keys.keys],
-                witnesses=[key.to_text() for key in self._keys.witnesses],
+                keys=[key.to_text() for key in self._log_keys.keys],
+                witnesses=[key.to_text() for key in self._log_keys.witnesses],
                 size=tlog.size_of(session),
                 checkpoint=_checkpoint(last, tlog.full_note(session, last)) if last is not None else None,
                 leaves=[_leaf(leaf) for leaf in session.scalars(query)] if request.max_leaves else [],
@@ -52,7 +52,7 @@ class LogMethods:
 
     def MakeCheckpoint(self, request: pb.MakeCheckpointRequest, context: grpc.ServicerContext) -> pb.Checkpoint:  # noqa: D102
         with answering(context):
-            row = checkpoint_now(self._ledger, self._keys)
+            row = checkpoint_now(self._ledger, self._log_keys)
             with self._ledger.read() as session:
                 return _checkpoint(row, tlog.full_note(session, row))
         raise AssertionError
@@ -63,9 +63,9 @@ class LogMethods:
                 indices = _indices(session, request)
                 last = tlog.last_checkpoint(session)
             if last is None or last.size <= indices[-1]:
-                checkpoint_now(self._ledger, self._keys)
+                checkpoint_now(self._ledger, self._log_keys)
             with self._ledger.read() as session:
-                found = [tlog.prove(session, index, self._keys.keys).to_json() for index in indices]
+                found = [tlog.prove(session, index, self._log_keys.keys).to_json() for index in indices]
             return pb.ProveLeavesResponse(evidence_json=found)
         raise AssertionError
 
@@ -77,7 +77,7 @@ class LogMethods:
                 old, _ = parse_checkpoint(request.old_note)
             except LogError as error:
                 raise UsageError(str(error)) from None
-            row = checkpoint_now(self._ledger, self._keys)
+            row = checkpoint_now(self._ledger, self._log_keys)
             with self._ledger.read() as session:
                 if old.size > row.size:
                     raise UsageError(f"that checkpoint has {old.size} leaves, this log has {row.size}")
@@ -88,7 +88,7 @@ class LogMethods:
 
     def VerifyLog(self, request: pb.VerifyLogRequest, context: grpc.ServicerContext) -> pb.VerifyLogResponse:  # noqa: D102
         with answering(context), self._ledger.read() as session:
-            report = tlog.verify_log(session, self._keys.keys)
+            report = tlog.verify_log(session, self._log_keys.keys)
             documents = compare_documents(session)
             return pb.VerifyLogResponse(
                 leaves=report.leaves, checkpoints=report.checkpoints, documents=documents, root=report.root
@@ -99,8 +99,8 @@ class LogMethods:
         with answering(context):
             try:
                 checkpoint, signatures = parse_checkpoint(request.note)
-                log = next(key for key in self._keys.keys if any(key.vkey.match(line) for line in signatures))
-                known = [key for key in self._keys.witnesses if any(key.vkey.match(line) for line in signatures)]
+                log = next(key for key in self._log_keys.keys if any(key.vkey.match(line) for line in signatures))
+                known = [key for key in self._log_keys.witnesses if any(key.vkey.match(line) for line in signatures)]
                 if not known:
                     raise UsageError(
                         "it carries no signature of a witness that [log] witnesses in coordinator.toml names"
@@ -125,7 +125,7 @@ class LogMethods:
         self, request: pb.GetCertificateRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.CertificatePiece]:
         with answering(context):
-            data = certificates.make(self._ledger, self._keys, request.request_id, partial=request.partial)
+            data = certificates.make(self._ledger, self._log_keys, request.request_id, partial=request.partial)
             for start in range(0, len(data), _PIECE):
                 yield pb.CertificatePiece(data=data[start : start + _PIECE])
 

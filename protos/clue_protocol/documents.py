@@ -16,7 +16,7 @@ from clue_protocol.errors import DocumentError
 from clue_protocol.keys import key_from_json, key_to_json
 
 ENROLMENT_FORMAT = "clue-enrolment/1"
-TRUST_FORMAT = "clue-trust/1"
+TRUST_FORMAT = "clue-trust/2"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _MAX_BYTES = 256 * 1024
 # Of one device.
@@ -118,17 +118,17 @@ class Enrolment:
 
 @dataclass(frozen=True)
 class Trust:
-    """Handed to the device by the coordinator: the keys it pins and where to connect.
+    """Handed to the device by the coordinator: whom it trusts, and where to connect.
 
     Attributes:
         fleet: the fleet this device belongs to.
-        request_keys: public keys that may sign forget requests.
+        root: envelope of the root that the device pins (:mod:`clue_protocol.trust`), as the coordinator gave it.
         superlink: ``host:port`` of the Flower SuperLink.
         ca_pem: certificate authority of the SuperLink's TLS certificate.
     """
 
     fleet: str
-    request_keys: tuple[Key, ...]
+    root: bytes
     superlink: str
     ca_pem: str
 
@@ -137,24 +137,21 @@ class Trust:
         return _dump(
             TRUST_FORMAT,
             fleet=self.fleet,
-            request_keys=[key_to_json(key) for key in self.request_keys],
+            root=self.root.decode(),
             superlink=self.superlink,
             ca_pem=self.ca_pem,
         )
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Trust":
-        """Parse the document; DocumentError says what is wrong."""
+        """Parse the document; DocumentError says what is wrong. The root is not verified here."""
         data = _load(text, TRUST_FORMAT)
-        keys = data.get("request_keys")
-        if not isinstance(keys, list) or not keys:
-            raise DocumentError("request_keys must be a list with at least one key")
         superlink = _text(data, "superlink")
         if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", superlink):
             raise DocumentError(f"superlink must be host:port, got {superlink!r}")
         return cls(
             fleet=check_name("fleet", _text(data, "fleet")),
-            request_keys=tuple(key_from_json(key) for key in keys),
+            root=_text(data, "root").encode(),
             superlink=superlink,
             ca_pem=_text(data, "ca_pem"),
         )

@@ -8,7 +8,8 @@ from fleet_ledger import SIGNER, Fleet
 from securesystemslib.signer import CryptoSigner, Signer
 from sqlalchemy.orm import Session
 
-from clue_coordinator import certificates, tlog
+from clue_coordinator import certificates, roots, tlog
+from clue_coordinator.home_keys import HomeKeys
 from clue_coordinator.tlog.keys import LogKeys
 from clue_protocol.certificate import log_name
 from clue_protocol.certificate.trusted import read_root
@@ -49,9 +50,11 @@ class Certified:
     roots: list[bytes] = field(default_factory=list)
 
     @classmethod
-    def make(cls, where: Path | str, devices: int, log: Role | None = LOG_ROLE) -> "Certified":
-        fleet = Fleet.make(where, devices)
-        return cls(fleet, roots=[first_root(log, fleet.now)])
+    def make(cls, where: Path | str, devices: int, *, log_in_root: bool = True) -> "Certified":
+        home = HomeKeys(SIGNER, (TIMER,), HOLDER, KEYS if log_in_root else None)
+        fleet = Fleet.make(where, devices, home)
+        with fleet.ledger.read() as session:
+            return cls(fleet, roots=roots.since(session, 0))
 
     def chain(self, _: Session) -> Sequence[bytes]:
         return self.roots

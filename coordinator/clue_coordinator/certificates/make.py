@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from clue_coordinator import roots as installation_roots
 from clue_coordinator import tlog
-from clue_coordinator.certificates.roots import root_chain
 from clue_coordinator.errors import ConflictError, LogDamagedError
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, LogLeaf, PastReceipt, Patch, Request
@@ -36,12 +36,17 @@ class _Found:
     statement: Statement
     roots: tuple[bytes, ...]
     request: bytes
-    patches: tuple[bytes, ...]
+    patches: tuple[tuple[str, bytes], ...]
     enrolments: tuple[EnrolledDevice, ...]
     receipts: tuple[tuple[bytes, ...], ...]
 
 
-def make(ledger: Ledger, keys: LogKeys, request_id: str, *, partial: bool = False, roots: Roots = root_chain) -> bytes:
+def all_roots(session: Session) -> Sequence[bytes]:
+    """Every root of the installation from version 1 on."""
+    return installation_roots.since(session, 0)
+
+
+def make(ledger: Ledger, keys: LogKeys, request_id: str, *, partial: bool = False, roots: Roots = all_roots) -> bytes:
     """The certificate of a request, ``certificate.json``.
 
     Args:
@@ -108,16 +113,18 @@ def _read(session: Session, request: Request, roots: tuple[bytes, ...]) -> _Foun
         devices=tuple(said),
         roots=root_digests(roots),
     )
-    patches = select(Patch.envelope).where(Patch.request_id == request.id).order_by(Patch.created_at, Patch.id)
+    patches = (
+        select(Patch.id, Patch.envelope).where(Patch.request_id == request.id).order_by(Patch.created_at, Patch.id)
+    )
     in_order = tuple(tuple(receipts[execution.id]) for execution, _ in rows)
-    return _Found(statement, roots, request.envelope, tuple(session.scalars(patches)), tuple(enrolments), in_order)
+    return _Found(statement, roots, request.envelope, tuple(session.execute(patches)), tuple(enrolments), in_order)
 
 
 def _prove(session: Session, found: _Found, keys: LogKeys) -> Certificate:
     last = tlog.last_checkpoint(session)
     assert last is not None  # noqa: S101
     note, witnesses = _with_witnesses(tlog.full_note(session, last), keys)
-    places = _Places(session, last.size, found.statement)
+    places = _Places(session, last.size, found.statement, [patch_id for patch_id, _ in found.patches])
     request_id = found.statement.request_id
 
     def item(kind: str, envelope: bytes, reference: str) -> Item:
@@ -147,7 +154,7 @@ def _prove(session: Session, found: _Found, keys: LogKeys) -> Certificate:
             for key, document in sorted(approvals.items())
             if (place := places.find("approval", document, request_id)) is not None
         ),
-        patches=tuple(item("request", envelope, request_id) for envelope in found.patches),
+        patches=tuple(item("request", envelope, patch_id) for patch_id, envelope in found.patches),
         devices=tuple(devices),
     )
 
@@ -155,10 +162,10 @@ def _prove(session: Session, found: _Found, keys: LogKeys) -> Certificate:
 class _Places:
     """Where the documents of one request are in the tree of one size."""
 
-    def __init__(self, session: Session, size: int, statement: Statement) -> None:
+    def __init__(self, session: Session, size: int, statement: Statement, patches: Sequence[str]) -> None:
         self._tree = tlog.Tree(session, size)
         self._indices: dict[tuple[str, str, str], int] = {}
-        ours = LogLeaf.reference == statement.request_id
+        ours = LogLeaf.reference.in_([statement.request_id, *patches])
         theirs = LogLeaf.reference.startswith(f"{statement.request_id}/", autoescape=True)
         enrolments = LogLeaf.kind == "enrolment"
         query = select(LogLeaf.kind, LogLeaf.digest, LogLeaf.reference, LogLeaf.id).where(

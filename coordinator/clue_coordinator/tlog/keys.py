@@ -29,6 +29,11 @@ class LogKeys:
     witnesses: tuple[NoteKey, ...]
 
     @property
+    def installation(self) -> str:
+        """Id of the installation that the log is named after."""
+        return self.keys[0].name.removeprefix(log_name(""))
+
+    @property
     def origin(self) -> str:
         """The log's name."""
         return self.keys[0].name

@@ -34,8 +34,8 @@ def log_request(session: Session, request: Request) -> int:
 
 
 def log_patch(session: Session, patch: Patch) -> int:
-    """Append the signed request of a patch; its reference is the request that it was made for."""
-    return append(session, "request", patch.envelope, patch.request_id)
+    """Append the signed request of a patch, which has an id of its own."""
+    return append(session, "request", patch.envelope, patch.id)
 
 
 def log_approval(session: Session, request_id: str, document: bytes) -> int:
@@ -80,7 +80,7 @@ def documents(session: Session) -> Iterator[Document]:
     requests = select(Request.id, Request.envelope, Request.created_at).order_by(Request.created_at, Request.sequence)
     for identifier, envelope, at in session.execute(requests):
         yield Document("request", identifier, envelope, at)
-    patches = select(Patch.request_id, Patch.envelope, Patch.created_at).order_by(Patch.created_at, Patch.id)
+    patches = select(Patch.id, Patch.envelope, Patch.created_at).order_by(Patch.created_at, Patch.id)
     for identifier, envelope, at in session.execute(patches):
         yield Document("request", identifier, envelope, at)
     yield from _receipts(session)

@@ -152,8 +152,8 @@ class _Checker:
     def request(
         self, item: Item, chain: Sequence[TrustedRoot]
     ) -> tuple[pb.ForgetRequest, TrustedRoot, tuple[str, ...]]:
-        self.leaf("request", item.envelope, self._statement.request_id, item.place)
         request = peek_message(item.envelope, REQUEST_TYPE, pb.ForgetRequest)
+        self.leaf("request", item.envelope, request.request_id, item.place)
         root, approvers = _allowed_by(item.envelope, request, self._statement.fleet, chain)
         if request.fleet != self._statement.fleet:
             raise CertificateError(f"it is for fleet {request.fleet!r}")
