@@ -63,6 +63,7 @@ METHODS = {
     "ProveConsistency": Role.VIEWER,
     "VerifyLog": Role.VIEWER,
     "GetRoot": Role.VIEWER,
+    "GetTrustDocument": Role.VIEWER,
     "GetRequestDocument": Role.VIEWER,
     "ApproveRequest": Role.APPROVER,
     "RejectRequest": Role.APPROVER,

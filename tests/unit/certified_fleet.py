@@ -51,7 +51,7 @@ class Certified:
 
     @classmethod
     def make(cls, where: Path | str, devices: int, *, log_in_root: bool = True) -> "Certified":
-        home = HomeKeys(SIGNER, (TIMER,), HOLDER, KEYS if log_in_root else None)
+        home = HomeKeys(SIGNER, (TIMER,), HOLDER, log=KEYS if log_in_root else None)
         fleet = Fleet.make(where, devices, home)
         with fleet.ledger.read() as session:
             return cls(fleet, roots=roots.since(session, 0))
