@@ -8,12 +8,13 @@ from securesystemslib.signer import Key
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, selectinload
 
-from clue_coordinator import actor, roots, tlog
+from clue_coordinator import actor, roots
 from clue_coordinator.errors import ApprovalError, ConflictError, UsageError
 from clue_coordinator.executions import withdraw
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Execution, Request
 from clue_coordinator.states import OPEN_REQUEST, RequestState
+from clue_coordinator.tlog.record import log_approval, log_request
 from clue_protocol.envelope import REQUEST_TYPE
 from clue_protocol.errors import EnvelopeError
 from clue_protocol.trust import Role, Root, merge_signatures
@@ -88,7 +89,7 @@ def approve(ledger: Ledger, request_id: str, envelope: bytes) -> str:
             alone = only(envelope, {key.keyid})
             request.envelope = merge_signatures(request.envelope, alone, REQUEST_TYPE)
             _note(session, ledger, request, key, roots.key_names(session))
-            tlog.append(session, "approval", alone, request.id)
+            log_approval(session, request.id, alone)
         _start_if_enough(session, ledger, request, root)
         return request.id
 
@@ -175,5 +176,5 @@ def _start_if_enough(session: Session, ledger: Ledger, request: Request, root: R
         .values(waiting="")
         .execution_options(synchronize_session=False)
     )
-    tlog.append(session, "request", request.envelope, request.id)
+    log_request(session, request)
     ledger.record(session, "request.started", fleet=request.fleet.name, request_id=request.id)

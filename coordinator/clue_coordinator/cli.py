@@ -10,10 +10,12 @@ import typer
 
 import clue
 from clue_coordinator import cli_approve, cli_fleets, cli_server
+from clue_coordinator.cli_certificate import certificate
 from clue_coordinator.cli_devices import device_app
 from clue_coordinator.cli_fleets import fleet_app
 from clue_coordinator.cli_forget import forget
 from clue_coordinator.cli_keys import key_app
+from clue_coordinator.cli_log import log_app
 from clue_coordinator.cli_options import CaFile, Server, TokenFile, print_error
 from clue_coordinator.cli_requests import request_app
 from clue_coordinator.cli_roots import root_app
@@ -37,6 +39,8 @@ app.add_typer(token_app, name="token")
 app.add_typer(key_app, name="key")
 app.add_typer(root_app, name="root")
 app.command()(cli_fleets.history)
+app.add_typer(log_app, name="log")
+app.command()(certificate)
 app.command()(cli_server.backup)
 app.command()(cli_server.restore)
 app.command()(cli_server.demo)

@@ -27,6 +27,8 @@ _SECONDS = 15.0
 _SLOW_SECONDS = 90.0
 # One transaction for every device of a large fleet.
 _LONG_SECONDS = 120.0
+# Every document in the ledger is looked at.
+_CHECK_SECONDS = 900.0
 _AWAY_SECONDS = 1.0
 _PAGE = 1000
 
@@ -260,6 +262,44 @@ class OperatorClient:
         """Make a token useless for ever."""
         with self._errors():
             return self._stub.RevokeToken(pb.RevokeTokenRequest(name=name), timeout=self._seconds)
+
+    def log(self, *, leaves: int = 0, reference: str = "") -> pb.LogView:
+        """The transparency log, with its newest leaves, perhaps only those whose reference begins so."""
+        with self._errors():
+            return self._stub.GetLog(pb.GetLogRequest(max_leaves=leaves, reference=reference), timeout=self._seconds)
+
+    def make_checkpoint(self) -> pb.Checkpoint:
+        """Sign the log as it is."""
+        with self._errors():
+            return self._stub.MakeCheckpoint(pb.MakeCheckpointRequest(), timeout=_LONG_SECONDS)
+
+    def prove_leaves(self, reference: str, index: int | None = None) -> list[str]:
+        """Evidence files for the leaves with this reference, or for one leaf by its number."""
+        with self._errors():
+            call = pb.ProveLeavesRequest(reference=reference, index=index)
+            return list(self._stub.ProveLeaves(call, timeout=_LONG_SECONDS).evidence_json)
+
+    def prove_consistency(self, old_note: str) -> str:
+        """The file that shows that the log of an older checkpoint has only grown since."""
+        with self._errors():
+            call = pb.ProveConsistencyRequest(old_note=old_note)
+            return self._stub.ProveConsistency(call, timeout=_LONG_SECONDS).consistency_json
+
+    def verify_log(self) -> pb.VerifyLogResponse:
+        """Have the coordinator check its log; CoordinatorError names the first thing that is wrong."""
+        with self._errors():
+            return self._stub.VerifyLog(pb.VerifyLogRequest(), timeout=_CHECK_SECONDS)
+
+    def add_cosignature(self, note: str) -> pb.Checkpoint:
+        """Hand in a checkpoint that a witness has signed."""
+        with self._errors():
+            return self._stub.AddCosignature(pb.AddCosignatureRequest(note=note), timeout=self._seconds)
+
+    def certificate(self, request_id: str, *, partial: bool = False) -> bytes:
+        """The erasure certificate of a request, ``certificate.json``."""
+        with self._errors():
+            call = pb.GetCertificateRequest(request_id=request_id, partial=partial)
+            return b"".join(piece.data for piece in self._stub.GetCertificate(call, timeout=_CHECK_SECONDS))
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

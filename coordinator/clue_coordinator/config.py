@@ -23,6 +23,16 @@ class LedgerConfig(BaseModel):
     url: str = ""
 
 
+class LogConfig(BaseModel):
+    """``[log]``: how often a checkpoint is signed where something has changed, and whose cosignatures are kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=10080)] = 60.0
+    # Verifier keys of witnesses, name+keyid+base64.
+    witnesses: tuple[str, ...] = ()
+
+
 class CoordinatorConfig(BaseModel):
     """``coordinator.toml``.
 
@@ -43,6 +53,7 @@ class CoordinatorConfig(BaseModel):
     console_listen: str = "127.0.0.1"
     console_port: Annotated[int, Field(ge=0, le=65535)] = 9465
     ledger: LedgerConfig = LedgerConfig()
+    log: LogConfig = LogConfig()
     home: Path = Field(default=Path(), exclude=True)
 
     @field_validator("operator_listen", "console_listen")
@@ -114,6 +125,16 @@ class CoordinatorConfig(BaseModel):
     def request_key(self) -> Path:
         """Private key that signs forget requests of fleets that need nobody's approval."""
         return self.home / "request-key.pem"
+
+    @property
+    def log_key(self) -> Path:
+        """Private key that signs the transparency log's checkpoints."""
+        return self.home / "log-key.pem"
+
+    @property
+    def log_verifier_keys(self) -> Path:
+        """The log's verifier keys, one a line, the one in use first: for those who check the log."""
+        return self.home / "log.vkey"
 
     @property
     def root_key(self) -> Path:

@@ -20,6 +20,9 @@ from clue_coordinator.roles import unassigned_methods
 from clue_coordinator.server import OperatorServer
 from clue_coordinator.tick import tick
 from clue_coordinator.timekeeper import Timekeeper
+from clue_coordinator.tlog import record
+from clue_coordinator.tlog.keys import ensure_log_key, load_log_keys
+from clue_coordinator.tlog.schedule import CheckpointSchedule
 from clue_protocol.files import HomeLock, socket_path
 from clue_protocol.net import port_in_use
 
@@ -49,6 +52,7 @@ def run(config: CoordinatorConfig) -> None:
         stack.enter_context(ledger.claimed())
         _adopt(ledger, token)
         keys = _rooted(config, ledger, keys)
+        schedule = _begin_log(config, ledger)
         socket = socket_path(config.home, "dispatch.sock")
         stack.callback(_remove_socket, socket, config.home)
         service = dispatch.DispatchService(ledger, Timekeeper(ledger, keys))
@@ -79,14 +83,28 @@ def run(config: CoordinatorConfig) -> None:
         )
         patcher = Patcher(ledger, keys.request)
         while not stopping.wait(_TICK_SECONDS):
-            _tick(ledger, patcher)
+            _tick(ledger, patcher, schedule)
         log.info("stopping")
 
 
-def _tick(ledger: Ledger, patcher: Patcher) -> None:
+def _begin_log(config: CoordinatorConfig, ledger: Ledger) -> CheckpointSchedule:
+    """The log's schedule; what a ledger of before there was a log holds is appended first."""
+    with ledger.read() as session:
+        installation = roots.latest(session).root.installation
+    if ensure_log_key(config, installation):
+        log.info("made %s, the key of the transparency log", config.log_key)
+    with ledger.write() as session:
+        count = record.begin(session)
+        if count:
+            ledger.record(session, "log.begun", detail=f"{count} document(s) that were there already")
+    return CheckpointSchedule(ledger, load_log_keys(config), config.log.checkpoint_minutes)
+
+
+def _tick(ledger: Ledger, patcher: Patcher, schedule: CheckpointSchedule) -> None:
     try:
         tick(ledger)
         patcher.advance()
+        schedule.advance()
     except CoordinatorError as error:
         # A disk that is full now may not be so in a second; what is due stays due.
         log.error("%s", error)

@@ -14,6 +14,7 @@ from clue_coordinator.errors import ConflictError, UsageError
 from clue_coordinator.home_keys import HomeKeys
 from clue_coordinator.ledger import Ledger, find_fleet
 from clue_coordinator.models import Device, Fleet
+from clue_coordinator.tlog.record import log_enrolment
 from clue_protocol.documents import Enrolment, check_name
 from clue_protocol.errors import DocumentError
 from clue_protocol.keys import key_to_json
@@ -127,6 +128,7 @@ def add_device(ledger: Ledger, fleet_name: str, enrolment: Enrolment, node_id: i
         session.add(device)
         ledger.record(session, "device.added", fleet=fleet_name, device_id=enrolment.device_id)
         session.flush()
+        log_enrolment(session, device)
         join_requests(session, ledger, device)
         return device
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from securesystemslib.signer import CryptoSigner, Key, Signer
 
 from clue_coordinator.config import CoordinatorConfig
+from clue_coordinator.tlog.keys import LogKeys, ensure_log_key, load_log_keys
 from clue_protocol.errors import KeyFileError
 from clue_protocol.keys import create_signing_key, load_signing_key
 from clue_protocol.trust import Role
@@ -23,12 +24,14 @@ class HomeKeys:
         timestamps: those that may sign the time; more than one while the key is being replaced.
         root: signs roots; None once the root belongs to people.
         config: whose home; None for keys that are in no folder.
+        log: of the transparency log; None in a home of before there was one.
     """
 
     request: Signer
     timestamps: tuple[Signer, ...]
     root: Signer | None = None
     config: CoordinatorConfig | None = None
+    log: LogKeys | None = None
 
     def refresh(self) -> None:
         """Look again which timestamp keys and root key there are; KeyFileError if one cannot be used."""
@@ -41,13 +44,15 @@ def create_home_keys(config: CoordinatorConfig) -> HomeKeys:
     for path in (config.request_key, config.timestamp_key, config.root_key):
         if not path.exists():
             create_signing_key(path)
+    ensure_log_key(config)
     return load_home_keys(config)
 
 
 def load_home_keys(config: CoordinatorConfig) -> HomeKeys:
     """The keys of the home; KeyFileError if the request key, or a key that is there, cannot be used."""
     timestamps, root = _changing(config)
-    return HomeKeys(load_signing_key(config.request_key), timestamps, root, config)
+    log_keys = load_log_keys(config) if config.log_key.exists() else None
+    return HomeKeys(load_signing_key(config.request_key), timestamps, root, config, log_keys)
 
 
 def _changing(config: CoordinatorConfig) -> tuple[tuple[Signer, ...], Signer | None]:

@@ -236,6 +236,46 @@ class FleetData(TypedDict):
 
 
 @_exact
+class LogCheckpointData(TypedDict):
+    """A checkpoint of the log."""
+
+    size: Annotated[int, _says("leaves that it is signed for")]
+    made_at: Annotated[Time | None, _says("when it was signed")]
+    note: Annotated[str, _says("the signed note, cosignatures included")]
+
+
+@_exact
+class LogLeafData(TypedDict):
+    """A leaf of the log."""
+
+    index: Annotated[int, _says("its number, from 0")]
+    kind: Annotated[str, _says("what its document is")]
+    reference: Annotated[str, _says("where its document is")]
+    digest: Annotated[str, _says("SHA-256 of its document")]
+
+
+@_exact
+class LogData(TypedDict):
+    """The transparency log."""
+
+    keys: Annotated[list[str], _says("verifier keys, the one in use first")]
+    witnesses: Annotated[list[str], _says("verifier keys of the witnesses whose cosignatures are kept")]
+    size: Annotated[int, _says("number of leaves")]
+    checkpoint: Annotated[LogCheckpointData | None, _says("the newest one")]
+    leaves: Annotated[list[LogLeafData], _says("the newest ones, newest first")]
+
+
+@_exact
+class LogCheckData(TypedDict):
+    """What was found to be right."""
+
+    leaves: Annotated[int, _says("number of leaves")]
+    checkpoints: Annotated[int, _says("number of checkpoints")]
+    documents: Annotated[int, _says("documents in the ledger that are those in the log")]
+    root: Annotated[str, _says("root hash of all leaves")]
+
+
+@_exact
 class TokenData(TypedDict):
     """A token, without its secret."""
 
@@ -339,4 +379,6 @@ DOCUMENTS: dict[str, tuple[object, str]] = {
     "root": (RootData, "root show, draft, sign, publish and renew"),
     "key": (KeyData, "key create, key show"),
     "new-token": (NewTokenData, "token create"),
+    "log": (LogData, "log show"),
+    "log-check": (LogCheckData, "log verify"),
 }

@@ -20,6 +20,7 @@ from clue_coordinator.errors import FlowerError, UsageError
 from clue_coordinator.flower import Flower
 from clue_coordinator.home_keys import HomeKeys
 from clue_coordinator.ledger import Ledger
+from clue_coordinator.log_service import LogMethods
 from clue_coordinator.models import Device, Fleet
 from clue_coordinator.plan import parse_plan
 from clue_coordinator.progress import progress_of
@@ -37,7 +38,7 @@ _EXECUTIONS, _MAX_EXECUTIONS = 50, 500
 _WATCH_PAUSE_SECONDS = 0.2
 
 
-class OperatorService(TokenMethods, TrustMethods, operator_pb2_grpc.OperatorServiceServicer):
+class OperatorService(TokenMethods, TrustMethods, LogMethods, operator_pb2_grpc.OperatorServiceServicer):
     """See operator.proto."""
 
     def __init__(

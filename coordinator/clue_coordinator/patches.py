@@ -13,7 +13,7 @@ from securesystemslib.signer import Signer
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session, selectinload
 
-from clue_coordinator import approvals, roots, tlog
+from clue_coordinator import approvals, roots
 from clue_coordinator.errors import AggregationError
 from clue_coordinator.executions import finish_if_done, move
 from clue_coordinator.ledger import Ledger
@@ -21,6 +21,7 @@ from clue_coordinator.models import Device, Execution, PastReceipt, Patch, Reque
 from clue_coordinator.plan import RolloutPlan
 from clue_coordinator.requests import order_of, request_message
 from clue_coordinator.states import ACTIVE, OPEN_REQUEST, ExecutionState
+from clue_coordinator.tlog.record import log_patch
 from clue_protocol.envelope import REQUEST_TYPE, peek_message, sign_message
 from clue_protocol.v1 import forget_pb2 as pb
 
@@ -107,18 +108,17 @@ class Patcher:
                 self._in_vain[request_id, base] = len(updates)
                 log.warning("request %s: no patch: by now requests of its fleet need approvals of people", request_id)
                 return None
-            session.add(
-                Patch(
-                    id=message.request_id,
-                    request_id=request_id,
-                    base_digest=base,
-                    envelope=envelope,
-                    body=body,
-                    report=report.as_dict(),
-                    created_at=self._ledger.clock(),
-                )
+            patch = Patch(
+                id=message.request_id,
+                request_id=request_id,
+                base_digest=base,
+                envelope=envelope,
+                body=body,
+                report=report.as_dict(),
+                created_at=self._ledger.clock(),
             )
-            tlog.append(session, "request", envelope, message.request_id)
+            session.add(patch)
+            log_patch(session, patch)
             detail = (
                 f"patch {message.request_id} of {len(report.used)} device(s) for model {base[:12]}, {len(body)} bytes"
             )

@@ -219,6 +219,32 @@ def status_data(info: pb.GetServerInfoResponse, devices: int, online: int, open_
     }
 
 
+def log_data(view: pb.LogView) -> js.LogData:
+    """The transparency log."""
+    last = view.checkpoint
+    checkpoint: js.LogCheckpointData = {"size": last.size, "made_at": _time(last, "made_at"), "note": last.note}
+    return {
+        "keys": list(view.keys),
+        "witnesses": list(view.witnesses),
+        "size": view.size,
+        "checkpoint": checkpoint if view.HasField("checkpoint") else None,
+        "leaves": [
+            {"index": leaf.index, "kind": leaf.kind, "reference": leaf.reference, "digest": leaf.digest}
+            for leaf in view.leaves
+        ],
+    }
+
+
+def log_check_data(report: pb.VerifyLogResponse) -> js.LogCheckData:
+    """What was found to be right."""
+    return {
+        "leaves": report.leaves,
+        "checkpoints": report.checkpoints,
+        "documents": report.documents,
+        "root": report.root.hex(),
+    }
+
+
 def fleet_data(fleet: pb.Fleet) -> js.FleetData:
     """A fleet."""
     return {

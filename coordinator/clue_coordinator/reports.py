@@ -13,6 +13,7 @@ from clue_coordinator.models import Execution, PastReceipt, Request, Update
 from clue_coordinator.plan import RolloutPlan
 from clue_coordinator.receipts import accept_receipt
 from clue_coordinator.states import ACTIVE, FINAL_REQUEST, OPEN_REQUEST, ExecutionState, may_follow
+from clue_coordinator.tlog.record import log_receipt
 from clue_protocol.envelope import MAX_UPDATE_BYTES
 from clue_protocol.trust.attestation import NONCE_BYTES
 from clue_protocol.v1 import forget_pb2 as pb
@@ -67,10 +68,12 @@ def report_receipt(
         if not may_follow(ExecutionState(execution.state), new):
             return  # a duplicate of the answer that was taken
         if _is_early(ledger, execution, receipt):
+            _log(session, execution, envelope)
             _keep_past(session, ledger, execution, receipt, envelope)
             if execution.handed_out:
                 execution.lease_until = ledger.clock() + _RETRY_SECONDS
             return
+        _log(session, execution, envelope)
         execution.handed_out = False
         execution.base_digest = receipt.model_digest_before[:64]
         execution.reason = "" if new == ExecutionState.SUCCEEDED else _reason_name(receipt.reason)
@@ -80,6 +83,10 @@ def report_receipt(
             _conclude(session, ledger, execution, new, receipt, envelope)
             _keep_update(session, ledger, execution, receipt, update_body)
         finish_if_done(session, ledger, execution.request)
+
+
+def _log(session: Session, execution: Execution, envelope: bytes) -> None:
+    log_receipt(session, execution.request_id, execution.device.device_id, envelope)
 
 
 def _conclude(

@@ -11,7 +11,7 @@ from securesystemslib.signer import Signer
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
-from clue_coordinator import actor, approvals, roots, tlog
+from clue_coordinator import actor, approvals, roots
 from clue_coordinator.enrol import fleet_classes, require_fleet
 from clue_coordinator.errors import ConflictError, UsageError
 from clue_coordinator.executions import active, add_executions, withdraw
@@ -21,6 +21,7 @@ from clue_coordinator.models import Device, Execution, Fleet, Request
 from clue_coordinator.plan import RolloutPlan, in_order, in_waves
 from clue_coordinator.states import ACTIVE, FINAL_REQUEST, UNSUCCESSFUL, ExecutionState, RequestState
 from clue_coordinator.targets import MAX_DEVICES, Target
+from clue_coordinator.tlog.record import log_request
 from clue_protocol.envelope import REQUEST_TYPE, peek_message
 from clue_protocol.trust import Root, add_signature, unsigned
 from clue_protocol.v1 import forget_pb2 as pb
@@ -149,7 +150,7 @@ def create_request(ledger: Ledger, order: ForgetOrder, signer: Signer) -> str:
         session.add(request)
         add_executions(session, request, planned.waves, now)
         if counted.enough:
-            tlog.append(session, "request", envelope, request.id)
+            log_request(session, request)
         detail = f"forget '{order.forget_class}' on {planned.devices} device(s)"
         if order.retry_of:
             detail += f", again after {order.retry_of}"

@@ -123,13 +123,14 @@ def found(ledger: Ledger, keys: HomeKeys) -> TrustedRoot:
         now = _now_ns(ledger)
         own = FleetTrust(Role((keys.request.public_key,)))
         root = Root(
-            installation=new_installation_id(),
+            installation=keys.log.installation if keys.log else new_installation_id(),
             version=1,
             issued_ns=now,
             expires_ns=now + LIFETIME_NS,
             root=Role((keys.root.public_key,)),
             timestamp=Role((keys.timestamps[0].public_key,)),
             fleets=dict.fromkeys(session.scalars(select(Fleet.name)), own),
+            log=Role((keys.log.signer.public_key,)) if keys.log else None,
         )
         envelope = add_signature(root.to_envelope(), ROOT_TYPE, keys.root)
         trusted = pin_root(envelope, payload_digest(read_envelope(envelope, ROOT_TYPE)))

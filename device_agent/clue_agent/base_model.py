@@ -102,6 +102,9 @@ class BaseModels:
             m.journal.withdraw(job.digest)
             return
         m.journal.record(job.digest, SWAPPED, {"model_digest": digest}, time.time())
+        # Still there: it is erased below, and then this was done.
+        with suppress(StoreError):
+            m.store.note_base(m.store.spec(INCOMING)[1])
         m.eraser.erase_old_model()
         self._clean_up(job)
         log.info("%s is live as %s", job.request_id, digest[:12])

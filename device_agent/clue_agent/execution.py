@@ -128,6 +128,7 @@ class Execution:
             self._job.attempt,
         )
         receipt.method = PATCH if request.HasField("patch") else request.method or DEFAULT_METHOD
+        receipt.base_model_digest = self._m.store.base_digest()
         receipt.started_at.FromNanoseconds(int(self._job.received_at * 1e9))
         return receipt
 
@@ -146,6 +147,9 @@ class Execution:
         except StoreError as error:
             raise JobFailedError(pb.REASON_BAD_MODEL, str(error)) from None
         receipt.model_digest_before = receipt.model_digest_after = digest
+        if receipt.base_model_digest:
+            # Before anything is forgotten: afterwards it could not be told any more.
+            self._m.store.note_base(receipt.base_model_digest)
         name = self._request.forget_class
         if name in spec.forgotten:
             return self._already_forgotten(receipt, name)

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 _SLOTS = ("a", "b")
 CANDIDATE, INCOMING = "new", "incoming"
 _SEALED, _KEY_ID, _CALIBRATION = "weights.sealed", "key-id", "calibration.json"
+_BASE = "base-digest"
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,25 @@ class ModelStore:
             calibration = {}
         return StoredModel(name, spec, digest, weights, calibration if isinstance(calibration, dict) else {})
 
+    def base_digest(self) -> str:
+        """Digest of the model as it was given, before anything was forgotten in it; empty if that is not known."""
+        try:
+            return (self.root / _BASE).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            pass
+        try:
+            spec, digest = self.spec()
+        except StoreError:
+            return ""
+        # A home of before this was written down: it can still be told where nothing was forgotten yet.
+        return "" if spec.forgotten else digest
+
+    def note_base(self, digest: str) -> None:
+        """Remember the digest of the model as it was given, durably."""
+        path = self.root / _BASE
+        if not path.is_file() or path.read_bytes() != f"{digest}\n".encode():
+            write_atomic(path, f"{digest}\n".encode())
+
     def size(self) -> int:
         """Bytes of the sealed weights in use."""
         return (self.current / _SEALED).stat().st_size
@@ -146,9 +166,10 @@ class ModelStore:
         """Seal the first model in; BundleError if it is damaged, StoreError if a model is there."""
         if self.current.is_symlink():
             raise StoreError(f"{self.root} already holds a model")
-        spec, _ = read_spec(bundle)
+        spec, digest = read_spec(bundle)
         verify_weights(bundle, spec)
         private_folder(self.root)
+        self.note_base(digest)
         text, weights = (bundle / SPEC_FILE).read_bytes(), (bundle / WEIGHTS_FILE).read_bytes()
         for name in _SLOTS:
             self.write(name, text, weights)

@@ -36,11 +36,11 @@ class Fleet:
     last: dict[int, dispatch_pb2.Assignment] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, where: Path | str, devices: int) -> "Fleet":
+    def make(cls, where: Path | str, devices: int, keys: HomeKeys = KEYS) -> "Fleet":
         fleet = cls(Ledger(where))
         fleet.ledger.clock = lambda: fleet.now
-        roots.found(fleet.ledger, KEYS)
-        enrol.create_fleet(fleet.ledger, "yard", KEYS)
+        roots.found(fleet.ledger, keys)
+        enrol.create_fleet(fleet.ledger, "yard", keys)
         for index in range(devices):
             fleet.add_device(index)
         return fleet

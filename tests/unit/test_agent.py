@@ -211,6 +211,18 @@ def empty_class(device: Device, tmp_path: Path, which: str, *names: str) -> None
     device.config = device.config.model_copy(update={which: root})
 
 
+def test_receipts_name_the_model_that_the_device_was_given(device: Device, worker: FakeWorker) -> None:
+    given = device.digest
+    # A home of before this was written down.
+    (device.config.store / "base-digest").unlink()
+    agent = device.boot()
+    first = deliver(agent, envelope())
+    assert (first.outcome, first.base_model_digest) == (pb.OUTCOME_SUCCEEDED, given)
+    second = deliver(agent, envelope(request_id="r-2", sequence=2, forget_class="green"), "r-2")
+    assert second.base_model_digest == given
+    assert second.model_digest_before == first.model_digest_after != given
+
+
 def test_no_forget_samples(device: Device, worker: FakeWorker, tmp_path: Path) -> None:
     empty_class(device, tmp_path, "samples", "red")
     receipt = deliver(device.boot(), envelope())
@@ -638,7 +650,8 @@ def test_a_new_base_model_forgets_before_it_goes_live(device: Device, bundle_dir
     held = clue.data.image_folder(device.config.holdout or Path(), stored.spec)
     ua, ra = clue.evaluate_classes(model, clue.data.loader(held), 0)
     assert (ua.correct, ra.correct) == (0, 30)
-    assert {p.name for p in agent.store.root.iterdir()} == {"a", "b", "current"}
+    assert agent.store.base_digest() == answer.model_digest != device.digest
+    assert {p.name for p in agent.store.root.iterdir()} == {"a", "b", "base-digest", "current"}
 
 
 def test_a_base_model_with_nothing_to_forget_goes_live_as_it_is(
@@ -649,6 +662,7 @@ def test_a_base_model_with_nothing_to_forget_goes_live_as_it_is(
     agent = device.boot()
     answer = agent.update_model(fresh)
     wait_until(lambda: device.digest == answer.model_digest and agent.idle)
+    assert agent.store.base_digest() == answer.model_digest
     (fresh / "model.safetensors").write_bytes(b"rot")
     with pytest.raises(AgentError, match="digest"):
         agent.update_model(fresh)
@@ -663,7 +677,7 @@ def test_a_base_model_that_no_app_could_use_stays_out(device: Device, bundle: cl
     agent.update_model(tmp_path / "fresh")
     wait_until(lambda: agent.idle)
     assert device.digest == before
-    assert {p.name for p in agent.store.root.iterdir()} == {"a", "b", "current"}
+    assert {p.name for p in agent.store.root.iterdir()} == {"a", "b", "base-digest", "current"}
 
 
 def test_what_the_first_model_lacked_already_stays_forgotten(
@@ -733,7 +747,7 @@ def test_the_start_destroys_what_no_job_needs(device: Device, bundle_dir: Path) 
     work.mkdir()
     (work / "0123-0").write_bytes(b"a model that knows the class")
     agent = device.boot()
-    assert {p.name for p in agent.store.root.iterdir()} == {"a", "b", "current"}
+    assert {p.name for p in agent.store.root.iterdir()} == {"a", "b", "base-digest", "current"}
     assert [name[:8] for name in ring.names()] == ["model-a-", "model-b-"]
     assert not any(work.iterdir())
 
@@ -1000,6 +1014,6 @@ def test_nothing_is_left_of_jobs_whose_journal_was_lost(device: Device, bundle_d
     device.shut_down()
     device.config.journal.write_bytes(b"rot" * 1000)
     again = device.boot()
-    assert {path.name for path in again.store.root.iterdir()} == {"a", "b", "current"}
+    assert {path.name for path in again.store.root.iterdir()} == {"a", "b", "base-digest", "current"}
     assert [name.split("-")[0] for name in again.ring.names()] == ["model", "model"]
     assert list((device.config.home / "work").iterdir()) == []

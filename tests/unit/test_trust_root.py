@@ -164,6 +164,16 @@ def test_a_tampered_version(world: Installation, device: Device) -> None:
         device.refuses(names[error], device.receive_roots, [data])
 
 
+def test_the_log_has_ed25519_keys_of_its_own(world: Installation) -> None:
+    for log in (role([world.timer]), role([world.holders[0]]), role([world.log, *people(1)], 2)):
+        with pytest.raises(wrong.RootContentError, match="log"):
+            next_version(world, log=log)
+    with pytest.raises(wrong.RootContentError, match="Ed25519"):
+        next_version(world, log=role([CryptoSigner.generate_ecdsa()]))
+    both = next_version(world, log=role([world.log, *people(1)]))
+    assert Root.from_payload(payload_of(both.to_envelope())).log == both.log
+
+
 def test_revocations_and_epochs_only_grow(world: Installation, device: Device) -> None:
     world.revoke_approver()
     device.receive_roots(world.roots)

@@ -84,6 +84,7 @@ class Installation:
         self.now = START
         self.holders = people(3)
         [self.timer] = people(1)
+        [self.log] = people(1)
         self.approvers = people(3)
         [self.barn] = people(1)
         self._sequence = 0
@@ -95,6 +96,7 @@ class Installation:
             expires_ns=self.now + YEAR,
             root=role(self.holders, 2),
             timestamp=role([self.timer]),
+            log=role([self.log]),
             fleets={"homecams": FleetTrust(role(self.approvers, 2)), "barn": FleetTrust(role([self.barn]))},
         )
         data = self.sign_root(root, self.holders[:2])

@@ -26,7 +26,7 @@ from clue_protocol.tlog.errors import (
     RollbackError,
     WitnessThresholdError,
 )
-from clue_protocol.tlog.evidence import Evidence
+from clue_protocol.tlog.evidence import Evidence, Growth
 from clue_protocol.tlog.leaf import KINDS, Leaf
 from clue_protocol.tlog.note import LOG_KEY, WITNESS_KEY, NoteKey
 from clue_protocol.tlog.proof import (
@@ -49,6 +49,7 @@ __all__ = [
     "Evidence",
     "ForkError",
     "FrozenError",
+    "Growth",
     "InclusionError",
     "InclusionProof",
     "Leaf",

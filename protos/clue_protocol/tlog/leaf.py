@@ -8,7 +8,7 @@ from typing import Any
 
 from clue_protocol.tlog.errors import LeafError
 
-KINDS = ("request", "approval", "receipt", "rotation", "revocation")
+KINDS = ("request", "approval", "receipt", "rotation", "revocation", "enrolment", "statement")
 MAX_REFERENCE = 255
 _FORMAT = "clue-log-leaf/1"
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")

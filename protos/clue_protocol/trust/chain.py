@@ -112,6 +112,7 @@ def successor(
     *,
     root: Role | None = None,
     timestamp: Role | None = None,
+    log: Role | None = None,
     fleets: dict[str, FleetTrust] | None = None,
     revoke: Iterable[tuple[Key, str]] = (),
 ) -> Root:
@@ -123,6 +124,7 @@ def successor(
         expires_ns: when it must have been replaced, ns since 1970.
         root: who signs roots from now on.
         timestamp: who signs time attestations from now on.
+        log: who signs the transparency log from now on; keys that it was signed with before stay readable if they stay.
         fleets: fleets that are added or changed, by name.
         revoke: keys and why; the roles that are not replaced must not hold them.
 
@@ -138,6 +140,7 @@ def successor(
         expires_ns=expires_ns,
         root=root or old.root,
         timestamp=timestamp or old.timestamp,
+        log=log or old.log,
         fleets={**old.fleets, **(fleets or {})},
         revoked=(*old.revoked, *gone),
         previous_digest=trusted.digest,

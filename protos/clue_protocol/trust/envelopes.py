@@ -96,6 +96,13 @@ def merge_signatures(first: bytes, second: bytes, payload_type: str) -> bytes:
     return _dump(Envelope(one.payload, payload_type, {**two.signatures, **one.signatures}))
 
 
+def single_signatures(data: bytes, payload_type: str) -> dict[str, bytes]:
+    """By key id, the envelope with that one signature: the document of one person's approval."""
+    envelope = read_envelope(data, payload_type)
+    one_each = {keyid: {keyid: signature} for keyid, signature in envelope.signatures.items()}
+    return {keyid: _dump(Envelope(envelope.payload, payload_type, one)) for keyid, one in one_each.items()}
+
+
 def signers(envelope: Envelope, keys: Iterable[Key]) -> tuple[Key, ...]:
     """Those of ``keys`` whose signature the envelope carries, each public key once."""
     found: dict[str, Key] = {}

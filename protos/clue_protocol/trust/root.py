@@ -84,6 +84,8 @@ class Root:
         expires_ns: when it must have been replaced, ns since 1970.
         root: signs roots.
         timestamp: signs time attestations; its keys are online and may have no other role.
+        log: each of its Ed25519 keys may sign the transparency log; online, so no other role either. None if the root
+            knows of no log.
         fleets: by name.
         revoked: every key that was ever revoked.
         previous_digest: SHA-256 of the payload of the version before, empty in version 1.
@@ -98,6 +100,7 @@ class Root:
     fleets: Mapping[str, FleetTrust] = field(default_factory=dict)
     revoked: tuple[Revocation, ...] = ()
     previous_digest: bytes = b""
+    log: Role | None = None
 
     def __post_init__(self) -> None:
         self._check_header()
@@ -115,10 +118,7 @@ class Root:
         for key in self.all_keys():
             if fingerprint(key) in gone:
                 raise RootContentError(f"the revoked key {key.keyid[:16]} has a role")
-        online = {fingerprint(key) for key in self.timestamp.keys}
-        # Whoever takes over the machine that tells the time must not be able to do anything else.
-        if online & {fingerprint(key) for role in self._offline_roles() for key in role.keys}:
-            raise RootContentError("a timestamp key has another role too: it is online and must not")
+        self._check_online()
 
     def _check_header(self) -> None:
         if not _INSTALLATION.match(self.installation):
@@ -146,6 +146,19 @@ class Root:
             if not 0 <= fleet.epoch <= MAX_EPOCH:
                 raise RootContentError(f"fleet {name} cannot have the epoch {fleet.epoch}")
 
+    def _check_online(self) -> None:
+        """Whoever takes over the machine that tells the time, or keeps the log, must not have more than that."""
+        offline = {fingerprint(key) for role in self._offline_roles() for key in role.keys}
+        stamps = {fingerprint(key) for key in self.timestamp.keys}
+        if stamps & offline:
+            raise RootContentError("a timestamp key has another role too: it is online and must not")
+        if self.log is None:
+            return
+        if {fingerprint(key) for key in self.log.keys} & (offline | stamps):
+            raise RootContentError("a log key has another role too: it is online and must not")
+        if self.log.threshold != 1 or any(key.scheme != "ed25519" for key in self.log.keys):
+            raise RootContentError("the log is signed by one Ed25519 key at a time")
+
     def _offline_roles(self) -> Iterable[Role]:
         yield self.root
         for fleet in self.fleets.values():
@@ -153,9 +166,15 @@ class Root:
             if fleet.enrolment is not None:
                 yield fleet.enrolment
 
+    def _roles(self) -> Iterable[Role]:
+        yield self.timestamp
+        if self.log is not None:
+            yield self.log
+        yield from self._offline_roles()
+
     def all_keys(self) -> tuple[Key, ...]:
         """Every key that has a role, sorted by key id."""
-        found = {key.keyid: key for role in (self.timestamp, *self._offline_roles()) for key in role.keys}
+        found = {key.keyid: key for role in self._roles() for key in role.keys}
         return tuple(found[keyid] for keyid in sorted(found))
 
     def revoked_fingerprints(self) -> frozenset[str]:
@@ -173,6 +192,7 @@ class Root:
             keys=[key_to_message(key) for key in self.all_keys()],
             root=_role_to_message(self.root),
             timestamp=_role_to_message(self.timestamp),
+            log=_role_to_message(self.log) if self.log is not None else None,
         )
         for name in sorted(self.fleets):
             fleet = self.fleets[name]
@@ -225,6 +245,7 @@ class Root:
                     for entry in message.revoked
                 ),
                 previous_digest=message.previous_digest,
+                log=_role_from_message(message.log, keys) if message.HasField("log") else None,
             )
         except ValueError as error:
             raise RootContentError(str(error)) from None

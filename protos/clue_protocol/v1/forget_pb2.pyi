@@ -462,6 +462,7 @@ class Receipt(_message.Message):
     ERASURE_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     UPDATE_DIGEST_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     device_id: _builtins.str
     fleet: _builtins.str
@@ -492,6 +493,8 @@ class Receipt(_message.Message):
     """Which attempt this is the receipt of, from 1; 0 means 1."""
     update_digest: _builtins.bytes
     """SHA-256 of the update that the device hands out with this receipt; empty if it hands out none."""
+    base_model_digest: _builtins.str
+    """Digest (hex) of the model as the device was given it, before it forgot anything in it; empty where it does not know."""
     @_builtins.property
     def ua_before(self) -> Global___Accuracy: ...
     @_builtins.property
@@ -545,10 +548,11 @@ class Receipt(_message.Message):
         erasure: Global___Erasure | None = ...,
         attempt: _builtins.int = ...,
         update_digest: _builtins.bytes = ...,
+        base_model_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["energy", b"energy", "erasure", b"erasure", "finished_at", b"finished_at", "ra_after", b"ra_after", "ra_before", b"ra_before", "started_at", b"started_at", "ua_after", b"ua_after", "ua_before", b"ua_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "detail", b"detail", "device_id", b"device_id", "energy", b"energy", "erasure", b"erasure", "finished_at", b"finished_at", "fleet", b"fleet", "forget_class", b"forget_class", "forget_samples", b"forget_samples", "hyperparameters_json", b"hyperparameters_json", "latency_seconds", b"latency_seconds", "method", b"method", "model_digest_after", b"model_digest_after", "model_digest_before", b"model_digest_before", "outcome", b"outcome", "peak_memory_bytes", b"peak_memory_bytes", "ra_after", b"ra_after", "ra_before", b"ra_before", "reason", b"reason", "request_digest", b"request_digest", "request_id", b"request_id", "samples_commitment", b"samples_commitment", "seed", b"seed", "software_version", b"software_version", "started_at", b"started_at", "tries", b"tries", "ua_after", b"ua_after", "ua_before", b"ua_before", "unlearning_seconds", b"unlearning_seconds", "update_digest", b"update_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_model_digest", b"base_model_digest", "detail", b"detail", "device_id", b"device_id", "energy", b"energy", "erasure", b"erasure", "finished_at", b"finished_at", "fleet", b"fleet", "forget_class", b"forget_class", "forget_samples", b"forget_samples", "hyperparameters_json", b"hyperparameters_json", "latency_seconds", b"latency_seconds", "method", b"method", "model_digest_after", b"model_digest_after", "model_digest_before", b"model_digest_before", "outcome", b"outcome", "peak_memory_bytes", b"peak_memory_bytes", "ra_after", b"ra_after", "ra_before", b"ra_before", "reason", b"reason", "request_digest", b"request_digest", "request_id", b"request_id", "samples_commitment", b"samples_commitment", "seed", b"seed", "software_version", b"software_version", "started_at", b"started_at", "tries", b"tries", "ua_after", b"ua_after", "ua_before", b"ua_before", "unlearning_seconds", b"unlearning_seconds", "update_digest", b"update_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

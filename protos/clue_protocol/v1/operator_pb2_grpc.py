@@ -174,6 +174,41 @@ class OperatorServiceStub:
                 request_serializer=clue_dot_v1_dot_operator__pb2.RevokeTokenRequest.SerializeToString,
                 response_deserializer=clue_dot_v1_dot_operator__pb2.Token.FromString,
                 _registered_method=True)
+        self.GetLog = channel.unary_unary(
+                '/clue.v1.OperatorService/GetLog',
+                request_serializer=clue_dot_v1_dot_operator__pb2.GetLogRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.LogView.FromString,
+                _registered_method=True)
+        self.MakeCheckpoint = channel.unary_unary(
+                '/clue.v1.OperatorService/MakeCheckpoint',
+                request_serializer=clue_dot_v1_dot_operator__pb2.MakeCheckpointRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.Checkpoint.FromString,
+                _registered_method=True)
+        self.ProveLeaves = channel.unary_unary(
+                '/clue.v1.OperatorService/ProveLeaves',
+                request_serializer=clue_dot_v1_dot_operator__pb2.ProveLeavesRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.ProveLeavesResponse.FromString,
+                _registered_method=True)
+        self.ProveConsistency = channel.unary_unary(
+                '/clue.v1.OperatorService/ProveConsistency',
+                request_serializer=clue_dot_v1_dot_operator__pb2.ProveConsistencyRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.ProveConsistencyResponse.FromString,
+                _registered_method=True)
+        self.VerifyLog = channel.unary_unary(
+                '/clue.v1.OperatorService/VerifyLog',
+                request_serializer=clue_dot_v1_dot_operator__pb2.VerifyLogRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.VerifyLogResponse.FromString,
+                _registered_method=True)
+        self.AddCosignature = channel.unary_unary(
+                '/clue.v1.OperatorService/AddCosignature',
+                request_serializer=clue_dot_v1_dot_operator__pb2.AddCosignatureRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.Checkpoint.FromString,
+                _registered_method=True)
+        self.GetCertificate = channel.unary_stream(
+                '/clue.v1.OperatorService/GetCertificate',
+                request_serializer=clue_dot_v1_dot_operator__pb2.GetCertificateRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.CertificatePiece.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -367,6 +402,55 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLog(self, request, context):
+        """The transparency log: its key, its size, its newest checkpoint, its last leaves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MakeCheckpoint(self, request, context):
+        """Sign the log as it is. One that stands still keeps its checkpoint.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProveLeaves(self, request, context):
+        """What shows anybody that leaves are in the log; signs a checkpoint if there is none yet that has them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProveConsistency(self, request, context):
+        """What shows those who kept an older checkpoint that nothing of it was changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyLog(self, request, context):
+        """Compute every hash anew and compare the leaves with the documents in the ledger; DATA_LOSS names the first that is wrong.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddCosignature(self, request, context):
+        """Keep what a witness named in coordinator.toml has added to a checkpoint.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCertificate(self, request, context):
+        """The erasure certificate of a request, in pieces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -509,6 +593,41 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.RevokeToken,
                     request_deserializer=clue_dot_v1_dot_operator__pb2.RevokeTokenRequest.FromString,
                     response_serializer=clue_dot_v1_dot_operator__pb2.Token.SerializeToString,
+            ),
+            'GetLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLog,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.GetLogRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.LogView.SerializeToString,
+            ),
+            'MakeCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.MakeCheckpoint,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.MakeCheckpointRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.Checkpoint.SerializeToString,
+            ),
+            'ProveLeaves': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProveLeaves,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.ProveLeavesRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.ProveLeavesResponse.SerializeToString,
+            ),
+            'ProveConsistency': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProveConsistency,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.ProveConsistencyRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.ProveConsistencyResponse.SerializeToString,
+            ),
+            'VerifyLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyLog,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.VerifyLogRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.VerifyLogResponse.SerializeToString,
+            ),
+            'AddCosignature': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddCosignature,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.AddCosignatureRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.Checkpoint.SerializeToString,
+            ),
+            'GetCertificate': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetCertificate,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.GetCertificateRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.CertificatePiece.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1267,6 +1386,195 @@ class OperatorService:
             '/clue.v1.OperatorService/RevokeToken',
             clue_dot_v1_dot_operator__pb2.RevokeTokenRequest.SerializeToString,
             clue_dot_v1_dot_operator__pb2.Token.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/GetLog',
+            clue_dot_v1_dot_operator__pb2.GetLogRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.LogView.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MakeCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/MakeCheckpoint',
+            clue_dot_v1_dot_operator__pb2.MakeCheckpointRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.Checkpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProveLeaves(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/ProveLeaves',
+            clue_dot_v1_dot_operator__pb2.ProveLeavesRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.ProveLeavesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProveConsistency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/ProveConsistency',
+            clue_dot_v1_dot_operator__pb2.ProveConsistencyRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.ProveConsistencyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/VerifyLog',
+            clue_dot_v1_dot_operator__pb2.VerifyLogRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.VerifyLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddCosignature(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/AddCosignature',
+            clue_dot_v1_dot_operator__pb2.AddCosignatureRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.Checkpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/clue.v1.OperatorService/GetCertificate',
+            clue_dot_v1_dot_operator__pb2.GetCertificateRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.CertificatePiece.FromString,
             options,
             channel_credentials,
             insecure,

@@ -81,6 +81,20 @@ class OperatorServiceStub:
     """Cancel a request that waits for approval."""
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RevokeTokenRequest, _operator_pb2.Token]
     """Takes effect within two seconds, on open streams within five. Repeating it changes nothing."""
+    GetLog: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetLogRequest, _operator_pb2.LogView]
+    """The transparency log: its key, its size, its newest checkpoint, its last leaves."""
+    MakeCheckpoint: _grpc.UnaryUnaryMultiCallable[_operator_pb2.MakeCheckpointRequest, _operator_pb2.Checkpoint]
+    """Sign the log as it is. One that stands still keeps its checkpoint."""
+    ProveLeaves: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ProveLeavesRequest, _operator_pb2.ProveLeavesResponse]
+    """What shows anybody that leaves are in the log; signs a checkpoint if there is none yet that has them."""
+    ProveConsistency: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ProveConsistencyRequest, _operator_pb2.ProveConsistencyResponse]
+    """What shows those who kept an older checkpoint that nothing of it was changed."""
+    VerifyLog: _grpc.UnaryUnaryMultiCallable[_operator_pb2.VerifyLogRequest, _operator_pb2.VerifyLogResponse]
+    """Compute every hash anew and compare the leaves with the documents in the ledger; DATA_LOSS names the first that is wrong."""
+    AddCosignature: _grpc.UnaryUnaryMultiCallable[_operator_pb2.AddCosignatureRequest, _operator_pb2.Checkpoint]
+    """Keep what a witness named in coordinator.toml has added to a checkpoint."""
+    GetCertificate: _grpc.UnaryStreamMultiCallable[_operator_pb2.GetCertificateRequest, _operator_pb2.CertificatePiece]
+    """The erasure certificate of a request, in pieces."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -133,6 +147,20 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Cancel a request that waits for approval."""
     RevokeToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.RevokeTokenRequest, _operator_pb2.Token]  # type: ignore[assignment]
     """Takes effect within two seconds, on open streams within five. Repeating it changes nothing."""
+    GetLog: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetLogRequest, _operator_pb2.LogView]  # type: ignore[assignment]
+    """The transparency log: its key, its size, its newest checkpoint, its last leaves."""
+    MakeCheckpoint: _aio.UnaryUnaryMultiCallable[_operator_pb2.MakeCheckpointRequest, _operator_pb2.Checkpoint]  # type: ignore[assignment]
+    """Sign the log as it is. One that stands still keeps its checkpoint."""
+    ProveLeaves: _aio.UnaryUnaryMultiCallable[_operator_pb2.ProveLeavesRequest, _operator_pb2.ProveLeavesResponse]  # type: ignore[assignment]
+    """What shows anybody that leaves are in the log; signs a checkpoint if there is none yet that has them."""
+    ProveConsistency: _aio.UnaryUnaryMultiCallable[_operator_pb2.ProveConsistencyRequest, _operator_pb2.ProveConsistencyResponse]  # type: ignore[assignment]
+    """What shows those who kept an older checkpoint that nothing of it was changed."""
+    VerifyLog: _aio.UnaryUnaryMultiCallable[_operator_pb2.VerifyLogRequest, _operator_pb2.VerifyLogResponse]  # type: ignore[assignment]
+    """Compute every hash anew and compare the leaves with the documents in the ledger; DATA_LOSS names the first that is wrong."""
+    AddCosignature: _aio.UnaryUnaryMultiCallable[_operator_pb2.AddCosignatureRequest, _operator_pb2.Checkpoint]  # type: ignore[assignment]
+    """Keep what a witness named in coordinator.toml has added to a checkpoint."""
+    GetCertificate: _aio.UnaryStreamMultiCallable[_operator_pb2.GetCertificateRequest, _operator_pb2.CertificatePiece]  # type: ignore[assignment]
+    """The erasure certificate of a request, in pieces."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -350,5 +378,61 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.Token, _abc.Awaitable[_operator_pb2.Token]]:
         """Takes effect within two seconds, on open streams within five. Repeating it changes nothing."""
+
+    @_abc_1.abstractmethod
+    def GetLog(
+        self,
+        request: _operator_pb2.GetLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.LogView, _abc.Awaitable[_operator_pb2.LogView]]:
+        """The transparency log: its key, its size, its newest checkpoint, its last leaves."""
+
+    @_abc_1.abstractmethod
+    def MakeCheckpoint(
+        self,
+        request: _operator_pb2.MakeCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Checkpoint, _abc.Awaitable[_operator_pb2.Checkpoint]]:
+        """Sign the log as it is. One that stands still keeps its checkpoint."""
+
+    @_abc_1.abstractmethod
+    def ProveLeaves(
+        self,
+        request: _operator_pb2.ProveLeavesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ProveLeavesResponse, _abc.Awaitable[_operator_pb2.ProveLeavesResponse]]:
+        """What shows anybody that leaves are in the log; signs a checkpoint if there is none yet that has them."""
+
+    @_abc_1.abstractmethod
+    def ProveConsistency(
+        self,
+        request: _operator_pb2.ProveConsistencyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ProveConsistencyResponse, _abc.Awaitable[_operator_pb2.ProveConsistencyResponse]]:
+        """What shows those who kept an older checkpoint that nothing of it was changed."""
+
+    @_abc_1.abstractmethod
+    def VerifyLog(
+        self,
+        request: _operator_pb2.VerifyLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.VerifyLogResponse, _abc.Awaitable[_operator_pb2.VerifyLogResponse]]:
+        """Compute every hash anew and compare the leaves with the documents in the ledger; DATA_LOSS names the first that is wrong."""
+
+    @_abc_1.abstractmethod
+    def AddCosignature(
+        self,
+        request: _operator_pb2.AddCosignatureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Checkpoint, _abc.Awaitable[_operator_pb2.Checkpoint]]:
+        """Keep what a witness named in coordinator.toml has added to a checkpoint."""
+
+    @_abc_1.abstractmethod
+    def GetCertificate(
+        self,
+        request: _operator_pb2.GetCertificateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_operator_pb2.CertificatePiece], _abc.AsyncIterator[_operator_pb2.CertificatePiece]]:
+        """The erasure certificate of a request, in pieces."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

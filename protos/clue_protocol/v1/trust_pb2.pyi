@@ -167,6 +167,7 @@ class Root(_message.Message):
     TIMESTAMP_FIELD_NUMBER: _builtins.int
     FLEETS_FIELD_NUMBER: _builtins.int
     REVOKED_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
     installation: _builtins.str
     """Random, chosen with version 1, the same ever after."""
     version: _builtins.int
@@ -195,6 +196,12 @@ class Root(_message.Message):
     def revoked(self) -> _containers.RepeatedCompositeFieldContainer[Global___RevokedKey]:
         """Only grows."""
 
+    @_builtins.property
+    def log(self) -> Global___KeyRole:
+        """Ed25519 keys of which each may sign the transparency log, which is called "clue/" and the installation. They are
+        online, so they hold no other role. Absent in an installation whose log has no key that its root knows.
+        """
+
     def __init__(
         self,
         *,
@@ -208,10 +215,11 @@ class Root(_message.Message):
         timestamp: Global___KeyRole | None = ...,
         fleets: _abc.Iterable[Global___FleetTrust] | None = ...,
         revoked: _abc.Iterable[Global___RevokedKey] | None = ...,
+        log: Global___KeyRole | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "issued_at", b"issued_at", "root", b"root", "timestamp", b"timestamp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "issued_at", b"issued_at", "log", b"log", "root", b"root", "timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "fleets", b"fleets", "installation", b"installation", "issued_at", b"issued_at", "keys", b"keys", "previous_digest", b"previous_digest", "revoked", b"revoked", "root", b"root", "timestamp", b"timestamp", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "fleets", b"fleets", "installation", b"installation", "issued_at", b"issued_at", "keys", b"keys", "log", b"log", "previous_digest", b"previous_digest", "revoked", b"revoked", "root", b"root", "timestamp", b"timestamp", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,12 +9,14 @@ import typer
 from clue import __version__
 from clue.cli import _attention, _evaluate, _models, _training, _unlearning
 from clue.cli._bench import bench_command
+from clue.cli._found import GroupWithFound
 from clue.cli._run import run
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="clue",
+    cls=GroupWithFound,
     help="Make an image classifier forget one class, with images of that class alone.",
     add_completion=False,
     pretty_exceptions_enable=False,
