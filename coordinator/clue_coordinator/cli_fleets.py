@@ -17,6 +17,7 @@ from clue_coordinator.cli_options import (
 )
 from clue_coordinator.cli_values import request_states
 from clue_coordinator.plain import event_data, fleet_data, status_data
+from clue_protocol.v1 import operator_pb2 as pb
 
 fleet_app = typer.Typer(no_args_is_help=True, help="Make and list fleets.")
 
@@ -28,7 +29,7 @@ def fleet_create(
     """Make an empty fleet."""
     with operator_client(home) as client:
         fleet = client.create_fleet(name)
-    line = f"fleet {name} is ready: add devices with 'clue-coordinator device add'"
+    line = f"fleet {name} is ready: add devices with 'clue-coordinator device invite'"
     print_result(as_json, fleet_data(fleet), line)
 
 
@@ -65,11 +66,18 @@ def status(home: Home = None, as_json: JsonFlag = False) -> None:
         )
         print(f" and {_works(info.dispatcher_running)} be asked")
         print(f"{data['online']} of {data['devices']} device(s) online, {len(views)} open request(s)")
+        print(f"certificates expire: {', '.join(map(_certificate, info.certificates))}")
         if views:
             out = console()
             out.print(requests_table(views, out.width))
     if not (info.superlink_running and info.dispatcher_running):
         raise typer.Exit(1)
+
+
+def _certificate(found: pb.Certificate) -> str:
+    text = f"{found.name} {found.expires_at.ToDatetime():%Y-%m-%d}"
+    # The server's is renewed by itself: if it is due for longer than a moment, the log says why.
+    return f"{text} (DUE: see docs/enrolment.md)" if found.due else text
 
 
 def _works(it: bool) -> str:

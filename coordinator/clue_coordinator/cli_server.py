@@ -28,6 +28,7 @@ def init(
     ] = "127.0.0.1",
     superlink_port: Port = 9092,
     operator_port: Port = 9443,
+    enrolment_port: Port = 9444,
     metrics_port: Port = 9464,
     ledger_url: Annotated[
         str,
@@ -37,8 +38,8 @@ def init(
     """Make an installation: signing key, certificate authority, ledger, configuration."""
     from clue_coordinator.setup import initialise
 
-    if len({superlink_port, operator_port, metrics_port}) < 3:
-        raise UsageError("the three ports must differ")
+    if len({superlink_port, operator_port, enrolment_port, metrics_port}) < 4:
+        raise UsageError("the four ports must differ")
     try:
         ipaddress.ip_address(operator_listen)
     except ValueError:
@@ -49,6 +50,7 @@ def init(
         operator_listen=operator_listen,
         superlink_port=superlink_port,
         operator_port=operator_port,
+        enrolment_port=enrolment_port,
         metrics_port=metrics_port,
         ledger=LedgerConfig(url=ledger_url),
         home=_home(home).resolve(),

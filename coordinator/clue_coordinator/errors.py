@@ -43,3 +43,7 @@ class UnavailableError(CoordinatorError):
 
 class LogDamagedError(CoordinatorError):
     """The transparency log in the ledger is not what was appended and signed."""
+
+
+class WrongTokenError(CoordinatorError):
+    """No invitation has this secret."""

@@ -11,6 +11,7 @@ from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Execution, PastReceipt, Request, Update
 from clue_coordinator.plan import RolloutPlan
 from clue_coordinator.receipts import accept_receipt
+from clue_coordinator.revocation import MOST_REFUSAL_EVENTS
 from clue_coordinator.states import ACTIVE, FINAL_REQUEST, OPEN_REQUEST, ExecutionState, may_follow
 from clue_protocol.envelope import MAX_UPDATE_BYTES
 from clue_protocol.v1 import forget_pb2 as pb
@@ -39,6 +40,9 @@ def report_receipt(ledger: Ledger, execution_id: str, node_id: int, envelope: by
     """Take a device's receipt. One that is none counts as a fault, and the device is asked again."""
     with ledger.write() as session:
         execution = _find(session, execution_id, node_id)
+        if execution.device.revoked_at is not None:
+            _refuse(session, ledger, execution)
+            return
         if _is_open(ledger, execution) and _is_past(session, execution, envelope):
             return  # a duplicate of an answer after which the device is asked once more
         try:
@@ -63,6 +67,21 @@ def report_receipt(ledger: Ledger, execution_id: str, node_id: int, envelope: by
             _conclude(session, ledger, execution, new, receipt, envelope)
             _keep_update(session, ledger, execution, receipt, update_body)
         finish_if_done(session, ledger, execution.request)
+
+
+def _refuse(session: Session, ledger: Ledger, execution: Execution) -> None:
+    """A revoked device's receipt: whoever has its key may have made it, whenever it says it was."""
+    device = execution.device
+    device.refused_receipts += 1
+    if device.refused_receipts <= MOST_REFUSAL_EVENTS:
+        ledger.record(
+            session,
+            "receipt.refused",
+            fleet=execution.request.fleet.name,
+            device_id=device.device_id,
+            request_id=execution.request_id,
+            detail="the device is revoked",
+        )
 
 
 def _conclude(

@@ -43,7 +43,7 @@ class Fleet:
     def start_coordinator(self) -> None:
         """Init and serve on free ports; returns when it answers."""
         ports = []
-        for option in ("--superlink-port", "--operator-port", "--metrics-port"):
+        for option in ("--superlink-port", "--operator-port", "--enrolment-port", "--metrics-port"):
             ports += [option, str(free_port())]
         self.command("init", *ports)
         self._start([self._coordinator, "serve"], "coordinator.log")
