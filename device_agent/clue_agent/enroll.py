@@ -22,16 +22,17 @@ from cryptography.hazmat.primitives import hashes
 
 from clue_agent.config import AgentConfig
 from clue_agent.errors import AgentError, EnrolmentError
-from clue_agent.setup import discard, own_enrolment, save_trust
+from clue_agent.setup import discard, load_trust, own_enrolment, save_trust
 from clue_protocol.documents import Trust
 from clue_protocol.enrolment import MAX_MESSAGE_BYTES, sign_statement
 from clue_protocol.errors import DocumentError, ProtocolError
 from clue_protocol.files import HomeLock
 from clue_protocol.invitation import Invitation
 from clue_protocol.keys import load_signing_key
-from clue_protocol.trust import TrustedRoot, pin_root, walk_chain
+from clue_protocol.trust import ROOT_TYPE, TrustedRoot, pin_root, walk_chain
+from clue_protocol.trust.envelopes import parse_payload, read_envelope
 from clue_protocol.v1 import enrolment_pb2 as pb
-from clue_protocol.v1 import enrolment_pb2_grpc
+from clue_protocol.v1 import enrolment_pb2_grpc, trust_pb2
 
 _CONNECT_SECONDS = 15.0
 # The coordinator registers the device with Flower meanwhile, one device after the other.
@@ -80,15 +81,17 @@ class EnrolmentClient:
             AlreadyRunningError: an agent runs in this home.
         """
         lock = HomeLock(config.home)
+        # What a running agent trusts is not changed under its feet.
         lock.acquire()
         try:
+            _check_house(config, self._invitation)
             request = self._request(config)
             with _errors(self._invitation):
                 answer = self._stub.Enrol(request, timeout=_ENROL_SECONDS)
             self._check(config, answer)
-            return save_trust(config, answer.trust_json)
         finally:
             lock.release()
+        return save_trust(config, answer.trust_json)
 
     def _request(self, config: AgentConfig) -> pb.EnrolRequest:
         signer = load_signing_key(config.receipt_key)
@@ -144,6 +147,18 @@ def _fingerprint(pem: str) -> bytes:
     except ValueError:
         return b""
     return certificates[0].fingerprint(hashes.SHA256()) if len(certificates) == 1 else b""
+
+
+def _check_house(config: AgentConfig, invitation: Invitation) -> None:
+    """Before anything is asked for: a device is not taken over by another installation by the way."""
+    if not config.trust.exists():
+        return
+    try:
+        root = parse_payload(read_envelope(load_trust(config).root, ROOT_TYPE), trust_pb2.Root)
+    except ProtocolError as error:
+        raise EnrolmentError(f"cannot use {config.trust}: {error}") from None
+    if root.installation != invitation.installation:
+        raise EnrolmentError(f"{config.home} belongs to another installation: enroll with another --home")
 
 
 def _walk(envelopes: list[bytes], invitation: Invitation) -> TrustedRoot:

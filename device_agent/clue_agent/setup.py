@@ -164,8 +164,8 @@ def load_trust(config: AgentConfig) -> Trust:
         return Trust.from_json(config.trust.read_bytes())
     except FileNotFoundError:
         raise ConfigError(
-            f"{config.trust} does not exist: add {config.enrolment} with 'clue-coordinator device add', "
-            "then give its answer to 'clue-agent trust'"
+            f"{config.trust} does not exist: run 'clue-agent enroll' with a token, or add {config.enrolment} with "
+            "'clue-coordinator device add' and give its answer to 'clue-agent trust'"
         ) from None
     except (OSError, DocumentError) as error:
         raise ConfigError(f"cannot use {config.trust}: {error}") from None

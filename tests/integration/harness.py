@@ -81,7 +81,7 @@ class Installation:
     def init(self, *options: str) -> None:
         """Make the coordinator's home, on free ports."""
         ports: list[str] = []
-        for option in ("--superlink-port", "--operator-port", "--metrics-port"):
+        for option in ("--superlink-port", "--operator-port", "--enrolment-port", "--metrics-port"):
             ports += [option, str(free_port())]
         succeed(self.coordinator("init", *ports, *options))
 
