@@ -1,4 +1,4 @@
-"""``clue-coordinator device invite | invitations | uninvite | revoke``: who becomes a device, and who is one no more."""
+"""``device invite | invitations | uninvite | revoke``: who becomes a device, and who is none any more."""
 
 import sys
 from typing import Annotated
@@ -114,8 +114,8 @@ def revoke(
     line = f"device {device.device_id} is revoked and cut off; its history stays"
     if not device.HasField("cut_off_at"):
         line = (
-            f"device {device.device_id} is revoked and gets nothing any more; Flower did not answer, and will let go of it "
-            "as soon as it does"
+            f"device {device.device_id} is revoked and gets nothing any more; Flower did not answer, "
+            "and will let go of it as soon as it does"
         )
     print_result(as_json, device_data(device), line)
 

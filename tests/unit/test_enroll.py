@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from fleet_ledger import DEVICE_KEYS
 from test_invitations import Nodes
 
 import clue
@@ -30,7 +31,6 @@ from clue_protocol.net import free_port
 from clue_protocol.trust import ROOT_TYPE, FleetTrust, Role, add_signature, successor
 from clue_protocol.v1 import enrolment_pb2 as pb
 from clue_protocol.v1 import enrolment_pb2_grpc
-from fleet_ledger import DEVICE_KEYS
 
 REQUEST, CLOCK, ROOT = DEVICE_KEYS[9:12]
 
@@ -46,9 +46,7 @@ class House:
         self.keys = HomeKeys(REQUEST, (CLOCK,), ROOT)
         self.root = roots.found(self.ledger, self.keys)
         self.nodes, self.lockout = Nodes(), Lockout()
-        self.server = EnrolmentServer(
-            EnrolmentService(self.config, self.ledger, self.nodes, self.lockout), self.config
-        )
+        self.server = EnrolmentServer(EnrolmentService(self.config, self.ledger, self.nodes, self.lockout), self.config)
 
     def token(self, name: str = "", seconds: float = 600.0, **changes: object) -> str:
         row, secret = invitations.create_invitation(self.ledger, "yard", self.root.root.version, seconds, name)
@@ -65,7 +63,9 @@ class House:
     def rotate(self) -> None:
         """The next root."""
         now = time.time_ns()
-        new = successor(self.root, now, now + roots.LIFETIME_NS, fleets={"more": FleetTrust(Role((REQUEST.public_key,)))})
+        new = successor(
+            self.root, now, now + roots.LIFETIME_NS, fleets={"more": FleetTrust(Role((REQUEST.public_key,)))}
+        )
         roots.publish(self.ledger, add_signature(new.to_envelope(), ROOT_TYPE, ROOT), self.keys)
 
     def devices(self) -> dict[str, Device]:
@@ -89,10 +89,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained network."""
     import torch
 
+    from clue.architectures import build_model
+
     spec = clue.ModelSpec("resnet20", ("red", "green"), input_size=(16, 16))
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
-    clue.save_bundle(folder, clue.build_model(spec), spec)
+    clue.save_bundle(folder, build_model(spec), spec)
     return folder
 
 
@@ -126,7 +128,10 @@ def test_a_device_joins_and_may_ask_again(house: House, agent: Agent, model: Pat
     assert "device front-door is in fleet yard" in out
     device = house.devices()["front-door"]
     assert device.labels["site"] == "paris"
-    assert device.receipt_key["keyid"] == own_enrolment(setup.AgentConfig(device_id="x", samples=home, home=home)).receipt_key.keyid
+    assert (
+        device.receipt_key["keyid"]
+        == own_enrolment(setup.AgentConfig(device_id="x", samples=home, home=home)).receipt_key.keyid
+    )
     assert device.enrolment_envelope is not None
     assert open_statement(device.enrolment_envelope)[1].device_id == "front-door"
     trust = Trust.from_json((home / "trust.json").read_bytes())
@@ -202,6 +207,34 @@ def test_another_coordinator_is_told_nothing(house: House, agent: Agent, model: 
     assert (code, err.count("\n")) == (1, 1)
     assert "not the one that this device was told to trust" in err
     assert not (home / "trust.json").exists()
+
+
+def test_an_impostor_with_the_right_authority_is_told_nothing(
+    house: House, agent: Agent, model: Path, tmp_path: Path
+) -> None:
+    """Its certificate is public: what counts is who can show one that it signed."""
+    heard: list[str] = []
+
+    class Impostor(enrolment_pb2_grpc.EnrolmentServiceServicer):
+        def GetAuthority(
+            self, request: pb.GetAuthorityRequest, context: grpc.ServicerContext
+        ) -> pb.GetAuthorityResponse:
+            heard.append("authority")
+            return pb.GetAuthorityResponse(ca_pem=(house.config.pki / "ca.pem").read_text())
+
+        def GetInvitation(
+            self, request: pb.GetInvitationRequest, context: grpc.ServicerContext
+        ) -> pb.GetInvitationResponse:
+            heard.append("secret")
+            return pb.GetInvitationResponse(fleet="yard", device_id="pi")
+
+    own = CoordinatorConfig(home=tmp_path / "impostor", enrolment_port=free_port())
+    pki.create_pki(own.pki, own.certificate_hosts)
+    server = EnrolmentServer(Impostor(), own)  # type: ignore[arg-type]
+    code, _, err = agent("enroll", house.token(port=own.enrolment_port), "--home", tmp_path / "pi", "--model", model)
+    server.close()
+    assert (code, err.count("\n"), heard) == (1, 1, ["authority"])
+    assert not (tmp_path / "pi").exists()
 
 
 def test_wrong_tokens_and_options_leave_nothing(house: House, agent: Agent, model: Path, tmp_path: Path) -> None:
