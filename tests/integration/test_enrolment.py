@@ -36,9 +36,8 @@ def test_invite_enroll_forget_revoke(tmp_path: Path, digits: Digits) -> None:
         superlink = child(coordinator, "flower-superlink").pid
         succeed(house.coordinator("fleet", "create", FLEET))
 
-        invited = json.loads(
-            succeed(house.coordinator("device", "invite", "--fleet", FLEET, "--name", "pi-1", "--json"))
-        )
+        invite = ["device", "invite", "--fleet", FLEET, "--name", "pi-1"]
+        invited = json.loads(succeed(house.coordinator(*invite, "--json")))
         samples, holdout = digits.shares["pi-1"]
         enroll = ["enroll", invited["token"], "--model", str(digits.bundle), "--keep-originals"]
         enroll += ["--samples", str(samples), "--holdout", str(holdout), "--home"]
@@ -82,8 +81,7 @@ def test_invite_enroll_forget_revoke(tmp_path: Path, digits: Digits) -> None:
         with house.ledger() as ledger:
             leaves = ledger.execute("SELECT reference FROM log_leaf WHERE kind = 'revocation'").fetchall()
         assert leaves == [("device/pi-1",)]
-        again = house.coordinator("device", "invite", "--fleet", FLEET, "--name", "pi-1")
-        assert "there is or was a device 'pi-1'" in one_line(again, 1)
+        assert "there is or was a device 'pi-1'" in one_line(house.coordinator(*invite), 1)
 
 
 class Pulls:

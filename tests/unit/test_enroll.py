@@ -14,6 +14,7 @@ from test_invitations import Nodes
 
 import clue
 from clue_agent import cli, setup
+from clue_agent.config import load_config
 from clue_agent.setup import own_enrolment
 from clue_coordinator import invitations, pki, roots
 from clue_coordinator.config import CoordinatorConfig
@@ -49,7 +50,8 @@ class House:
         self.server = EnrolmentServer(EnrolmentService(self.config, self.ledger, self.nodes, self.lockout), self.config)
 
     def token(self, name: str = "", seconds: float = 600.0, **changes: object) -> str:
-        row, secret = invitations.create_invitation(self.ledger, "yard", self.root.root.version, seconds, name)
+        version = self.root.root.version
+        secret = invitations.create_invitation(self.ledger, "yard", version, seconds, name)[1]
         fields: dict[str, object] = {
             "host": "127.0.0.1",
             "port": self.config.enrolment_port,
@@ -63,9 +65,8 @@ class House:
     def rotate(self) -> None:
         """The next root."""
         now = time.time_ns()
-        new = successor(
-            self.root, now, now + roots.LIFETIME_NS, fleets={"more": FleetTrust(Role((REQUEST.public_key,)))}
-        )
+        more = {"more": FleetTrust(Role((REQUEST.public_key,)))}
+        new = successor(self.root, now, now + roots.LIFETIME_NS, fleets=more)
         roots.publish(self.ledger, add_signature(new.to_envelope(), ROOT_TYPE, ROOT), self.keys)
 
     def devices(self) -> dict[str, Device]:
@@ -128,10 +129,7 @@ def test_a_device_joins_and_may_ask_again(house: House, agent: Agent, model: Pat
     assert "device front-door is in fleet yard" in out
     device = house.devices()["front-door"]
     assert device.labels["site"] == "paris"
-    assert (
-        device.receipt_key["keyid"]
-        == own_enrolment(setup.AgentConfig(device_id="x", samples=home, home=home)).receipt_key.keyid
-    )
+    assert device.receipt_key["keyid"] == own_enrolment(load_config(home / "agent.toml")).receipt_key.keyid
     assert device.enrolment_envelope is not None
     assert open_statement(device.enrolment_envelope)[1].device_id == "front-door"
     trust = Trust.from_json((home / "trust.json").read_bytes())
@@ -170,17 +168,23 @@ def test_keys_are_the_same_after_a_kill_at_any_point(
     # Nothing is tidied up: as after SIGKILL.
     monkeypatch.setattr(setup, "_undo", lambda *_: None)
     # Each time a little later.
-    points = [(setup, "_create_supernode_key"), (setup, "config_text"), ("clue_agent.enroll", "sign_statement")]
-    for place, name in [*points, ("clue_agent.enroll", "save_trust")]:
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(*((place, name) if not isinstance(place, str) else (f"{place}.{name}",)), die)
-            agent("enroll", token, "--home", home, "--model", model)
-        kept = (home / "receipt-key.pem").read_bytes()
+    kept: list[bytes] = []
+    for point in (
+        "clue_agent.setup._create_supernode_key",
+        "clue_agent.setup.config_text",
+        "clue_agent.enroll.sign_statement",
+        "clue_agent.enroll.save_trust",
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(point, die)
+            with pytest.raises(Killed):
+                agent("enroll", token, "--home", home, "--model", model)
+        kept.append((home / "receipt-key.pem").read_bytes())
         assert not (home / "trust.json").exists()
     assert list(house.devices()) == ["pi"]  # the coordinator was told, and the device did not hear
     code, _, err = agent("enroll", token, "--home", home)
     assert (code, err) == (0, ""), err
-    assert (home / "receipt-key.pem").read_bytes() == kept
+    assert {(home / "receipt-key.pem").read_bytes(), *kept} == {kept[0]}
     assert house.nodes.calls == 1
 
 
