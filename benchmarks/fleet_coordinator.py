@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from fleet_devices import bench_keys
 from prometheus_client import CollectorRegistry, generate_latest
-from securesystemslib.signer import CryptoSigner
 from sqlalchemy import func, select
 
 from clue_coordinator import dispatch
@@ -32,6 +32,7 @@ from clue_coordinator.patches import Patcher
 from clue_coordinator.plan import parse_plan
 from clue_coordinator.requests import ForgetOrder, create_request
 from clue_coordinator.tick import tick
+from clue_coordinator.timekeeper import Timekeeper
 from clue_protocol.v1 import dispatch_pb2, operator_pb2
 
 # As the daemon.
@@ -71,8 +72,8 @@ class Profiles:
 class ProfiledService(dispatch.DispatchService):
     """The dispatch service, under the profiler where one is asked for."""
 
-    def __init__(self, ledger: Ledger, profiles: Profiles) -> None:
-        super().__init__(ledger)
+    def __init__(self, ledger: Ledger, timekeeper: Timekeeper, profiles: Profiles) -> None:
+        super().__init__(ledger, timekeeper)
         self._profiles = profiles
 
     def Lease(self, request: dispatch_pb2.LeaseRequest, context: grpc.ServicerContext) -> dispatch_pb2.LeaseResponse:
@@ -100,15 +101,17 @@ class Side:
     def __init__(self, url: str, socket: Path, profiles: Profiles) -> None:
         self._ledger = Ledger(url)
         self._profiles = profiles
-        self._signer = CryptoSigner.generate_ed25519()
-        self._server = dispatch.serve(ProfiledService(self._ledger, profiles), socket)
+        keys = bench_keys()
+        self._signer = keys.request
+        timekeeper = Timekeeper(self._ledger, keys)
+        self._server = dispatch.serve(ProfiledService(self._ledger, timekeeper, profiles), socket)
         # These calls reach neither Flower nor the keeper of its dispatcher.
         self._operators = OperatorService(
             CoordinatorConfig(home=socket.parent),
             self._ledger,
             None,  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
-            self._signer,
+            keys,
         )
         self._registry = CollectorRegistry()
         self._registry.register(LedgerCollector(self._ledger))

@@ -4,11 +4,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 
+from clue_coordinator import roots
 from clue_coordinator.enrol import create_fleet
+from clue_coordinator.home_keys import HomeKeys
 from clue_coordinator.ledger import Ledger, find_fleet
 from clue_coordinator.models import Device
 from clue_protocol.envelope import RECEIPT_TYPE, envelope_digest, sign_message
@@ -35,11 +39,20 @@ class SimulatedDevice:
     key: CryptoSigner
 
 
+def bench_keys() -> HomeKeys:
+    """Keys of the coordinator, the same in every process."""
+    request, timestamp, root = (
+        CryptoSigner(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)) for number in (1, 2, 3)
+    )
+    return HomeKeys(request, (timestamp,), root)
+
+
 def make_devices(ledger: str, number: int) -> list[SimulatedDevice]:
     """Put ``number`` devices into the ledger, in fleet ``bench``."""
     book = Ledger(ledger)
     try:
-        create_fleet(book, FLEET)
+        roots.found(book, bench_keys())
+        create_fleet(book, FLEET, bench_keys())
         devices = [
             SimulatedDevice(index, f"cam-{index:05}", _FIRST_NODE + index, CryptoSigner.generate_ed25519())
             for index in range(number)
@@ -67,6 +80,7 @@ def _row(device: SimulatedDevice, fleet: int, now: float) -> Device:
         software_version="0.1.0",
         online=False,
         enrolled_at=now,
+        root_version=2,
         labels={"site": f"site-{device.index % 50}", "hw": "pi5" if device.index % 3 else "pi4"},
     )
 
@@ -157,7 +171,12 @@ class SimulatedDispatcher:
 
     def _answer(self, assignment: dispatch_pb2.Assignment, receipt: bytes) -> bool:
         """True if the answer was a receipt."""
-        known = {"epoch": "bench", "execution_id": assignment.execution_id, "node_id": assignment.node_id}
+        known: dict[str, Any] = {
+            "epoch": "bench",
+            "execution_id": assignment.execution_id,
+            "node_id": assignment.node_id,
+            "root_version": 2,
+        }
         working = assignment.node_id % _PROGRESS_EVERY == 0 and assignment.execution_id not in self._told
         if working:
             self._told.add(assignment.execution_id)

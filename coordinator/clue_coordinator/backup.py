@@ -234,12 +234,16 @@ def _count(connection: Connection, table: Table) -> int:
 
 
 def _own_rows(connection: Connection) -> int:
-    """Rows that ``init`` writes: the token of the home folder and its event. They are nobody's work."""
+    """Rows that ``init`` writes: the home folder's token, the first root, their events. They are nobody's work."""
     tables = {table.name: table for table in _tables(connection)}
     if "token" not in tables:
         return 0
     token, event = tables["token"].c, tables["event"].c
-    own = (token.created_by == LOCAL,), (event.kind == "token.created", event.actor == LOCAL)
+    own: list[tuple[Any, ...]] = [(token.created_by == LOCAL,), (event.kind == "token.created", event.actor == LOCAL)]
+    if "root" in tables:
+        root, leaf = tables["root"].c, tables["log_leaf"].c
+        first = event.detail.startswith("version 1,")
+        own += [(root.version == 1,), (event.kind == "root.published", first), (leaf.id == 0, leaf.kind == "rotation")]
     return sum(connection.scalar(select(func.count()).where(*where)) or 0 for where in own)
 
 

@@ -97,8 +97,23 @@ class CoordinatorConfig(BaseModel):
 
     @property
     def request_key(self) -> Path:
-        """Private key that signs forget requests."""
+        """Private key that signs forget requests of fleets that need nobody's approval."""
         return self.home / "request-key.pem"
+
+    @property
+    def root_key(self) -> Path:
+        """Private key that signs roots; not there where people hold the root's keys."""
+        return self.home / "root-key.pem"
+
+    @property
+    def timestamp_key(self) -> Path:
+        """Private key that signs the time."""
+        return self.home / "timestamp-key.pem"
+
+    @property
+    def next_timestamp_key(self) -> Path:
+        """The one that is to replace it, until a root says so."""
+        return self.home / "timestamp-key-next.pem"
 
     @property
     def operator_token(self) -> Path:

@@ -7,19 +7,20 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from clue_coordinator import dispatch, enrolment_service, metrics, operators, tokens
+from clue_coordinator import dispatch, enrolment_service, metrics, operators, roots, tokens
 from clue_coordinator.certificates import Renewal
 from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.errors import ConfigError, CoordinatorError
 from clue_coordinator.flower import Flower
+from clue_coordinator.home_keys import HomeKeys, adopt_timestamp_key, create_home_keys, holds, load_home_keys
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.patches import Patcher
 from clue_coordinator.pki import check_pki, finish_renewal, uncovered
 from clue_coordinator.roles import unassigned_methods
 from clue_coordinator.server import OperatorServer
 from clue_coordinator.tick import tick
+from clue_coordinator.timekeeper import Timekeeper
 from clue_protocol.files import HomeLock, socket_path
-from clue_protocol.keys import load_signing_key
 from clue_protocol.net import port_in_use
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def run(config: CoordinatorConfig) -> None:
         lock = HomeLock(config.home)
         lock.acquire()
         stack.callback(lock.release)
-        signer = load_signing_key(config.request_key)
+        keys = load_home_keys(config)
         token = _token(config)
         finish_renewal(config.pki)
         check_pki(config.pki)
@@ -50,16 +51,17 @@ def run(config: CoordinatorConfig) -> None:
         stack.callback(ledger.close)
         stack.enter_context(ledger.claimed())
         _adopt(ledger, token)
+        keys = _rooted(config, ledger, keys)
         socket = socket_path(config.home, "dispatch.sock")
         stack.callback(_remove_socket, socket, config.home)
-        service = dispatch.DispatchService(ledger)
+        service = dispatch.DispatchService(ledger, Timekeeper(ledger, keys))
         dispatch_server = dispatch.serve(service, socket)
         stack.callback(lambda: dispatch_server.stop(0.5).wait(2.0))
         flower = Flower(config)
         stack.callback(flower.close)
         flower.start()
         keeper = dispatch.DispatcherKeeper(flower, service, socket)
-        operator_service = operators.OperatorService(config, ledger, flower, keeper, signer)
+        operator_service = operators.OperatorService(config, ledger, flower, keeper, keys)
         operator_server = OperatorServer(operator_service, config, ledger)
         stack.callback(operator_server.close)
         enrolment = enrolment_service.EnrolmentService(config, ledger, flower)
@@ -80,7 +82,7 @@ def run(config: CoordinatorConfig) -> None:
             config.enrolment_listen_address,
             config.metrics_url,
         )
-        patcher = Patcher(ledger, signer)
+        patcher = Patcher(ledger, keys.request)
         # gRPC takes the new one for every new connection; the SuperLink reads it when it starts.
         renewal = Renewal(config, time.time, flower.restart_superlink)
         while not stopping.wait(_TICK_SECONDS):
@@ -103,6 +105,25 @@ def _warn(config: CoordinatorConfig) -> None:
         log.warning("%s/server.pem does not name %s: who connects to that will refuse it", config.pki, host)
     for method in unassigned_methods():
         log.warning("no role is assigned to %s: admins alone may call it", method)
+
+
+def _rooted(config: CoordinatorConfig, ledger: Ledger, keys: HomeKeys) -> HomeKeys:
+    """Make the first root of a ledger of before there were roots; say what is wrong with the one there is."""
+    with ledger.read() as session:
+        trusted = roots.latest_or_none(session)
+    if trusted is None:
+        keys = create_home_keys(config)
+        trusted = roots.found(ledger, keys)
+        log.info("root version 1 is made, with the keys in the home folder and the fleets there are")
+    root = trusted.root
+    adopt_timestamp_key(config, root.timestamp)
+    keys = load_home_keys(config)
+    if not any(holds(root.timestamp, signer.public_key) for signer in keys.timestamps):
+        log.warning("no timestamp key in %s is in the root: devices are not told the time", config.home)
+    if roots.expires_soon(root, ledger.clock()):
+        date = time.strftime("%Y-%m-%d", time.gmtime(root.expires_ns / 1e9))
+        log.warning("the root expires on %s, and devices stop then: 'clue-coordinator root renew'", date)
+    return keys
 
 
 def _adopt(ledger: Ledger, token: str) -> None:

@@ -13,6 +13,7 @@ from clue_coordinator.errors import CoordinatorError, FlowerError
 from clue_coordinator.flower import Flower
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.presence import Seen
+from clue_coordinator.timekeeper import Timekeeper
 from clue_protocol.envelope import MAX_UPDATE_BYTES
 from clue_protocol.v1 import dispatch_pb2 as pb
 from clue_protocol.v1 import dispatch_pb2_grpc
@@ -27,8 +28,9 @@ _UNREACHABLE = "node unavailable"
 class DispatchService(dispatch_pb2_grpc.DispatchServiceServicer):
     """Serves one dispatcher at a time: the one whose epoch is current."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, timekeeper: Timekeeper | None = None) -> None:
         self._ledger = ledger
+        self._timekeeper = timekeeper
         self._lock = threading.Lock()
         self._epoch = ""
         self._seen = Seen()
@@ -44,17 +46,23 @@ class DispatchService(dispatch_pb2_grpc.DispatchServiceServicer):
         """See dispatch.proto."""
         self._check(request.epoch, context)
         self.last_heard = time.monotonic()
-        assignments = rollout.lease(self._ledger, list(request.online_nodes), self._seen)
+        assignments = rollout.lease(self._ledger, list(request.online_nodes), self._seen, self._timekeeper)
         return pb.LeaseResponse(assignments=assignments, poll_seconds=rollout.POLL_SECONDS)
 
     def Report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportResponse:
         """See dispatch.proto."""
         # A receipt is evidence whoever carries it, so a late one from an old dispatcher counts too.
+        told = reports.Told(request.root_version, request.time_nonce)
         try:
             match request.WhichOneof("result"):
                 case "receipt_envelope":
                     reports.report_receipt(
-                        self._ledger, request.execution_id, request.node_id, request.receipt_envelope, request.update
+                        self._ledger,
+                        request.execution_id,
+                        request.node_id,
+                        request.receipt_envelope,
+                        request.update,
+                        told,
                     )
                 case "progress":
                     reports.report_progress(
@@ -63,9 +71,10 @@ class DispatchService(dispatch_pb2_grpc.DispatchServiceServicer):
                         request.node_id,
                         request.progress.stage,
                         request.progress.fraction,
+                        told,
                     )
                 case "not_begun":
-                    reports.report_not_begun(self._ledger, request.execution_id, request.node_id)
+                    reports.report_not_begun(self._ledger, request.execution_id, request.node_id, told)
                 case _:
                     reports.report_error(
                         self._ledger,
@@ -73,6 +82,7 @@ class DispatchService(dispatch_pb2_grpc.DispatchServiceServicer):
                         request.node_id,
                         request.error,
                         unreachable=request.error == _UNREACHABLE,
+                        told=told,
                     )
         except CoordinatorError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

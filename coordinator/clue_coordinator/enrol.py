@@ -1,23 +1,45 @@
 """Fleets and the devices in them."""
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from clue_coordinator import roots
 from clue_coordinator.devices import join_requests
 from clue_coordinator.errors import ConflictError, UsageError
+from clue_coordinator.home_keys import HomeKeys
 from clue_coordinator.ledger import Ledger, find_fleet
 from clue_coordinator.models import Device, Fleet
 from clue_protocol.documents import Enrolment, check_name
 from clue_protocol.errors import DocumentError
 from clue_protocol.keys import key_to_json
+from clue_protocol.trust import Role
 
 
-def create_fleet(ledger: Ledger, name: str) -> Fleet:
-    """Make an empty fleet; UsageError for a bad name, ConflictError if it exists."""
+def create_fleet(
+    ledger: Ledger,
+    name: str,
+    keys: HomeKeys | None = None,
+    approvers: Role | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Fleet:
+    """Make an empty fleet, and put it into the next root where the home's root key alone may sign that.
+
+    Args:
+        ledger: where.
+        name: of the fleet.
+        keys: of the home; None leaves the root as it is.
+        approvers: who decides over its requests; None for the coordinator by itself.
+        names: what people call the keys of the approvers, by key id.
+
+    Raises:
+        UsageError: bad name.
+        ConflictError: it exists, or it is to have approvers and the home may not sign roots.
+    """
     try:
         check_name("fleet", name)
     except DocumentError as error:
@@ -28,6 +50,15 @@ def create_fleet(ledger: Ledger, name: str) -> Fleet:
             session.add(fleet)
             session.flush()
             ledger.record(session, "fleet.created", fleet=name)
+            root = roots.latest_or_none(session)
+            known = root is not None and name in root.root.fleets
+            if keys is None or (known and approvers is None):
+                return fleet
+            if not roots.add_fleet(session, ledger, keys, name, approvers, names or {}) and approvers is not None:
+                raise ConflictError(
+                    "the root belongs to people, and this coordinator cannot sign the next one: "
+                    "name the approvers in 'clue-coordinator root draft'"
+                )
             return fleet
     except IntegrityError:
         raise ConflictError(f"fleet '{name}' exists already") from None
@@ -101,6 +132,7 @@ def insert_device(
         labels=dict(enrolment.labels),
         enrolment_envelope=envelope,
         fleet=fleet,
+        root_version=roots.newest_version(session),
     )
     session.add(device)
     ledger.record(session, "device.added", fleet=fleet_name, device_id=enrolment.device_id)

@@ -65,10 +65,12 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
         with answering(context):
             with self._ledger.read() as session:
                 version = self._invitation(session, request.secret, context).root_version
+                installation = roots.latest(session).root.installation
+            device = self._self_enrolment.enrol(request.secret, request.statement_envelope, installation)
+            with self._ledger.read() as session:
                 newest = roots.latest(session)
                 # The one that the token names, first: the device knows its digest and walks on from there.
                 chain = roots.since(session, version - 1)
-            device = self._self_enrolment.enrol(request.secret, request.statement_envelope, newest.root.installation)
             trust = Trust(
                 fleet=device.fleet.name,
                 root=newest.envelope,

@@ -47,3 +47,11 @@ class LogDamagedError(CoordinatorError):
 
 class WrongTokenError(CoordinatorError):
     """No invitation has this secret."""
+
+
+class RootRefusedError(ConflictError):
+    """A root that does not follow the newest one, or that too few of its holders have signed."""
+
+
+class ApprovalError(ConflictError):
+    """A signature that does not count as an approval: of a key that may not approve, or over another document."""

@@ -14,7 +14,14 @@ from clue_coordinator.states import ACTIVE, FINAL, FINAL_REQUEST, ExecutionState
 def add_execution(session: Session, request: Request, device: Device, wave: int, now: float) -> Execution:
     """Queue a request for a device."""
     execution = Execution(
-        id=str(uuid.uuid4()), request=request, device=device, state=ExecutionState.QUEUED, wave=wave, updated_at=now
+        id=str(uuid.uuid4()),
+        request=request,
+        device=device,
+        state=ExecutionState.QUEUED,
+        wave=wave,
+        sequence=request.sequence,
+        waiting=_waiting(request),
+        updated_at=now,
     )
     session.add(execution)
     _count(request, ExecutionState.QUEUED, 1)
@@ -30,6 +37,8 @@ def add_executions(session: Session, request: Request, waves: Sequence[Sequence[
             "device_pk": device.id,
             "state": ExecutionState.QUEUED,
             "wave": wave,
+            "sequence": request.sequence,
+            "waiting": _waiting(request),
             "updated_at": now,
         }
         for wave, devices in enumerate(waves)
@@ -128,6 +137,10 @@ def withdraw(session: Session, ledger: Ledger, request: Request, state: RequestS
         execution.reason, execution.detail = str(state), reason
         move(session, ledger, execution, ExecutionState.CANCELED, reason)
     finish_if_done(session, ledger, request)
+
+
+def _waiting(request: Request) -> str:
+    return "approval" if request.state == RequestState.AWAITING_APPROVAL else ""
 
 
 def _close(session: Session, request: Request, state: RequestState) -> None:

@@ -28,19 +28,23 @@ class String(TypeDecorator[str]):
         return value if value is None else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
+# Columns that were made before their numbers could need 64 bits; SQLite's integers have them anyway.
+_Grown = BigInteger().with_variant(Integer(), "sqlite")
+
+
 class Base(DeclarativeBase):
     """Declarative base."""
 
 
 class Fleet(Base):
-    """A named group of devices; ``sequence`` counts its requests and only rises."""
+    """A named group of devices; ``sequence`` is the number of its last request (epoch << 32 | count) and only rises."""
 
     __tablename__ = "fleet"
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     name: Mapped[str] = mapped_column(String(63), unique=True)
     created_at: Mapped[float] = mapped_column(Float)
-    sequence: Mapped[int] = mapped_column(Integer, default=0)
+    sequence: Mapped[int] = mapped_column(_Grown, default=0)
     devices: Mapped[list["Device"]] = relationship(back_populates="fleet", order_by="Device.device_id")
 
 
@@ -75,6 +79,12 @@ class Device(Base):
     cut_off_at: Mapped[float | None] = mapped_column(Float)
     # What it signed when it enrolled itself: the proof that its name and its receipt key belong together.
     enrolment_envelope: Mapped[bytes | None] = mapped_column(LargeBinary)
+    # Newest root that it said it has, or was enrolled with; 0 if it never said.
+    root_version: Mapped[int] = mapped_column(BigInteger, default=0)
+    # What it asks the time with; empty if it does not ask.
+    time_nonce: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
+    # Highest number of a request that was handed out to it: it refuses lower ones.
+    begun_sequence: Mapped[int] = mapped_column(BigInteger, default=0)
     fleet: Mapped[Fleet] = relationship(back_populates="devices")
 
 
@@ -109,7 +119,10 @@ class Request(Base):
     reason: Mapped[str] = mapped_column(String, default="")
     retry_of: Mapped[str | None] = mapped_column(String(36))
     # Of its fleet's requests; 0 for those of the first form.
-    sequence: Mapped[int] = mapped_column(Integer, default=0)
+    sequence: Mapped[int] = mapped_column(_Grown, default=0)
+    # Signatures that the fleet's request role asks for, and those there are of it: [{"keyid", "name", "at"}].
+    approvals_needed: Mapped[int] = mapped_column(Integer, default=1)
+    approvals: Mapped[list[dict[str, object]]] = mapped_column(JSON, default=list)
     fleet: Mapped[Fleet] = relationship()
     executions: Mapped[list["Execution"]] = relationship(back_populates="request", order_by="Execution.device_pk")
 
@@ -129,13 +142,15 @@ class Execution(Base):
     device_pk: Mapped[int] = mapped_column(ForeignKey("device.id"), index=True)
     state: Mapped[str] = mapped_column(String(20))
     wave: Mapped[int] = mapped_column(Integer, default=1)
+    # Of the signed document that it is given: its request's, or its patch's.
+    sequence: Mapped[int] = mapped_column(BigInteger, default=0)
     # Handed to the dispatcher until then; nobody else may take it.
     lease_until: Mapped[float | None] = mapped_column(Float)
     # Not begun before: back-off, or quiet hours.
     not_before: Mapped[float | None] = mapped_column(Float)
     # The device may have it: it was handed out and no answer came yet.
     handed_out: Mapped[bool] = mapped_column(Boolean, default=False)
-    # "patch" while it waits for one.
+    # "patch" while it waits for one, "approval" while its request waits for approvals.
     waiting: Mapped[str] = mapped_column(String(16), default="")
     # Which attempt of the request's max_attempts, from 1.
     attempt: Mapped[int] = mapped_column(Integer, default=1)
@@ -259,6 +274,36 @@ class Invitation(Base):
     used_at: Mapped[float | None] = mapped_column(Float)
     fleet: Mapped[Fleet] = relationship()
     device: Mapped[Device | None] = relationship()
+
+
+class RootVersion(Base):
+    """A root of the installation, as its holders signed it. Triggers refuse all but inserts."""
+
+    __tablename__ = "root"
+
+    version: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    # SHA-256 of its payload, in hex.
+    digest: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(Float)
+
+
+class TimeSequence(Base):
+    """The number of the last time attestation; one row."""
+
+    __tablename__ = "time_sequence"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    value: Mapped[int] = mapped_column(BigInteger)
+
+
+class KeyName(Base):
+    """What people call a public key, as whoever put it into a root said. It proves nothing."""
+
+    __tablename__ = "key_name"
+
+    keyid: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63))
 
 
 class LogLeaf(Base):

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import grpc
-from securesystemslib.signer import Signer
 from sqlalchemy import select
 from sqlalchemy.orm import selectinload
 
 import clue
-from clue_coordinator import actor, devices, pages, requests, views
+from clue_coordinator import actor, devices, pages, requests, roots, views
 from clue_coordinator.answers import answering as _answering
 from clue_coordinator.certificates import certificate_states
 from clue_coordinator.config import CoordinatorConfig
@@ -20,6 +19,7 @@ from clue_coordinator.dispatch import DispatcherKeeper
 from clue_coordinator.enrol import add_device, check_new_device, create_fleet
 from clue_coordinator.errors import UsageError
 from clue_coordinator.flower import Flower
+from clue_coordinator.home_keys import HomeKeys
 from clue_coordinator.invitation_service import InvitationMethods
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Fleet
@@ -48,13 +48,13 @@ class OperatorService(TokenMethods, InvitationMethods, operator_pb2_grpc.Operato
         ledger: Ledger,
         flower: Flower,
         keeper: DispatcherKeeper,
-        signer: Signer,
+        keys: HomeKeys,
     ) -> None:
         self._config = config
         self._ledger = ledger
         self._flower = flower
         self._keeper = keeper
-        self._signer = signer
+        self._keys = keys
         self._watched = WatchedRequests(ledger, self._view)
         self.cut_off = CutOff(ledger, flower)
 
@@ -75,7 +75,7 @@ class OperatorService(TokenMethods, InvitationMethods, operator_pb2_grpc.Operato
 
     def CreateFleet(self, request: pb.CreateFleetRequest, context: grpc.ServicerContext) -> pb.Fleet:  # noqa: D102
         with _answering(context):
-            return views.fleet_view(create_fleet(self._ledger, request.name))
+            return views.fleet_view(create_fleet(self._ledger, request.name, self._keys))
         raise AssertionError
 
     def ListFleets(  # noqa: D102
@@ -94,9 +94,11 @@ class OperatorService(TokenMethods, InvitationMethods, operator_pb2_grpc.Operato
             # Registering the same key again gives the same node, so a crash in between is harmless.
             node_id = self._flower.register(enrolment.supernode_key, enrolment.device_id)
             device = add_device(self._ledger, request.fleet, enrolment, node_id)
+            with self._ledger.read() as session:
+                root = roots.latest(session)
             trust = Trust(
                 fleet=request.fleet,
-                request_keys=(self._signer.public_key,),
+                root=root.envelope,
                 superlink=self._config.superlink_address,
                 ca_pem=(self._config.pki / "ca.pem").read_text(encoding="ascii"),
             )
@@ -137,7 +139,7 @@ class OperatorService(TokenMethods, InvitationMethods, operator_pb2_grpc.Operato
 
     def Forget(self, request: pb.ForgetCall, context: grpc.ServicerContext) -> pb.RequestView:  # noqa: D102
         with _answering(context):
-            request_id = requests.create_request(self._ledger, _order(request), self._signer)
+            request_id = requests.create_request(self._ledger, _order(request), self._keys.request)
             log.info("request %s: forget '%s' on fleet %s", request_id, request.forget_class, request.fleet)
             return self._view(request_id)
         raise AssertionError
@@ -205,7 +207,7 @@ class OperatorService(TokenMethods, InvitationMethods, operator_pb2_grpc.Operato
         with _answering(context):
             names, key = list(request.devices), request.idempotency_key or None
             return self._view(
-                requests.retry_request(self._ledger, request.request_id, self._signer, names, idempotency_key=key)
+                requests.retry_request(self._ledger, request.request_id, self._keys.request, names, idempotency_key=key)
             )
         raise AssertionError
 

@@ -13,6 +13,7 @@ from securesystemslib.signer import Signer
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session, selectinload
 
+from clue_coordinator import approvals, roots, tlog
 from clue_coordinator.errors import AggregationError
 from clue_coordinator.executions import finish_if_done, move
 from clue_coordinator.ledger import Ledger
@@ -20,7 +21,7 @@ from clue_coordinator.models import Device, Execution, PastReceipt, Patch, Reque
 from clue_coordinator.plan import RolloutPlan
 from clue_coordinator.requests import order_of, request_message
 from clue_coordinator.states import ACTIVE, OPEN_REQUEST, ExecutionState
-from clue_protocol.envelope import REQUEST_TYPE, sign_message
+from clue_protocol.envelope import REQUEST_TYPE, peek_message, sign_message
 from clue_protocol.v1 import forget_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -87,9 +88,10 @@ class Patcher:
             request = _request(session, request_id)
             if request.state not in OPEN_REQUEST:
                 return None
-            request.fleet.sequence += 1
+            root = roots.latest(session).root
+            request.fleet.sequence = roots.next_sequence(root, request.fleet)
             message = request_message(
-                order_of(request), request.fleet.sequence, self._ledger.clock(), request.expires_at
+                order_of(request), root.installation, request.fleet.sequence, self._ledger.clock(), request.expires_at
             )
             message.share_update = False
             message.patch.CopyFrom(
@@ -100,17 +102,23 @@ class Patcher:
                     updates=len(report.used),
                 )
             )
+            envelope = sign_message(message, REQUEST_TYPE, [self._signer])
+            if not approvals.count(envelope, root, request.fleet.name).enough:
+                self._in_vain[request_id, base] = len(updates)
+                log.warning("request %s: no patch: by now requests of its fleet need approvals of people", request_id)
+                return None
             session.add(
                 Patch(
                     id=message.request_id,
                     request_id=request_id,
                     base_digest=base,
-                    envelope=sign_message(message, REQUEST_TYPE, [self._signer]),
+                    envelope=envelope,
                     body=body,
                     report=report.as_dict(),
                     created_at=self._ledger.clock(),
                 )
             )
+            tlog.append(session, "request", envelope, message.request_id)
             detail = (
                 f"patch {message.request_id} of {len(report.used)} device(s) for model {base[:12]}, {len(body)} bytes"
             )
@@ -193,8 +201,11 @@ def _waiting(session: Session, request_id: str, base: str) -> list[Execution]:
 
 
 def _queue(session: Session, ledger: Ledger, request: Request, base: str, patch_id: str) -> None:
+    envelope = session.scalar(select(Patch.envelope).where(Patch.id == patch_id))
+    sequence = peek_message(bytes(envelope or b""), REQUEST_TYPE, pb.ForgetRequest).sequence
     for execution in _waiting(session, request.id, base):
         execution.waiting, execution.patch_id, execution.attempt, execution.faults = "", patch_id, 1, 0
+        execution.sequence = sequence
         execution.updated_at = ledger.clock()
         ledger.record(
             session,

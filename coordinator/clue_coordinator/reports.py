@@ -1,5 +1,6 @@
 """Taking back what comes from devices: receipts, progress, errors."""
 
+from dataclasses import dataclass
 from hashlib import sha256
 
 from sqlalchemy import func, select
@@ -14,6 +15,7 @@ from clue_coordinator.receipts import accept_receipt
 from clue_coordinator.revocation import MOST_REFUSAL_EVENTS
 from clue_coordinator.states import ACTIVE, FINAL_REQUEST, OPEN_REQUEST, ExecutionState, may_follow
 from clue_protocol.envelope import MAX_UPDATE_BYTES
+from clue_protocol.trust.attestation import NONCE_BYTES
 from clue_protocol.v1 import forget_pb2 as pb
 
 # Answers that are no receipts (a crashed forwarder, say) before the device counts as failed.
@@ -36,10 +38,25 @@ _PASSING = {
 }
 
 
-def report_receipt(ledger: Ledger, execution_id: str, node_id: int, envelope: bytes, update_body: bytes = b"") -> None:
+@dataclass(frozen=True)
+class Told:
+    """What a device says of itself beside every answer: the version of its root, and what it asks the time with."""
+
+    root_version: int = 0
+    time_nonce: bytes = b""
+
+
+def report_receipt(
+    ledger: Ledger,
+    execution_id: str,
+    node_id: int,
+    envelope: bytes,
+    update_body: bytes = b"",
+    told: Told = Told(),
+) -> None:
     """Take a device's receipt. One that is none counts as a fault, and the device is asked again."""
     with ledger.write() as session:
-        execution = _find(session, execution_id, node_id)
+        execution = _find(session, execution_id, node_id, told)
         if execution.device.revoked_at is not None:
             _refuse(session, ledger, execution)
             return
@@ -89,8 +106,10 @@ def _conclude(
 ) -> None:
     execution.receipt_envelope = envelope
     execution.stage, execution.fraction = "done", 1.0
+    # Of a refusal too: the device may have got another model since it was enrolled.
+    model = receipt.model_digest_after if new == ExecutionState.SUCCEEDED else receipt.model_digest_before
+    execution.device.model_digest = model[:64] or execution.device.model_digest
     if new == ExecutionState.SUCCEEDED:
-        execution.device.model_digest = receipt.model_digest_after[:64]
         execution.device.software_version = receipt.software_version[:64]
     move(session, ledger, execution, new)
 
@@ -179,10 +198,12 @@ def _reason_name(reason: int) -> str:
     return known.name.removeprefix("REASON_") if known is not None else str(reason)
 
 
-def report_progress(ledger: Ledger, execution_id: str, node_id: int, stage: str, fraction: float) -> None:
+def report_progress(
+    ledger: Ledger, execution_id: str, node_id: int, stage: str, fraction: float, told: Told = Told()
+) -> None:
     """The device is still at it: show how far, and ask again at once."""
     with ledger.write() as session:
-        execution = _find(session, execution_id, node_id)
+        execution = _find(session, execution_id, node_id, told)
         if not execution.handed_out:
             return
         execution.lease_until = execution.updated_at = ledger.clock()
@@ -190,21 +211,26 @@ def report_progress(ledger: Ledger, execution_id: str, node_id: int, stage: str,
             execution.stage, execution.fraction = stage[:32], min(max(fraction, 0.0), 1.0)
 
 
-def report_error(ledger: Ledger, execution_id: str, node_id: int, error: str, *, unreachable: bool) -> None:
+def report_error(
+    ledger: Ledger, execution_id: str, node_id: int, error: str, *, unreachable: bool, told: Told = Told()
+) -> None:
     """No answer. A device that could not be reached is asked again, however often; other errors are counted."""
     with ledger.write() as session:
-        execution = _find(session, execution_id, node_id)
-        if unreachable and execution.state == ExecutionState.IN_PROGRESS:
+        execution = _find(session, execution_id, node_id, told)
+        if told.time_nonce and execution.handed_out:
+            # It waits for the time, and for nothing else.
+            execution.lease_until = ledger.clock()
+        elif unreachable and execution.state == ExecutionState.IN_PROGRESS:
             # A device that was cut off counts as online for a minute: it must not be asked twice a second meanwhile.
             requeue(session, ledger, execution, error, after=_RETRY_SECONDS)
         else:
             _fault(session, ledger, execution, error)
 
 
-def report_not_begun(ledger: Ledger, execution_id: str, node_id: int) -> None:
+def report_not_begun(ledger: Ledger, execution_id: str, node_id: int, told: Told = Told()) -> None:
     """Answer to a recall: the device never began, and will not."""
     with ledger.write() as session:
-        execution = _find(session, execution_id, node_id)
+        execution = _find(session, execution_id, node_id, told)
         execution.handed_out = False
         if execution.state in ACTIVE:
             if execution.request.state not in FINAL_REQUEST:
@@ -216,7 +242,7 @@ def report_not_begun(ledger: Ledger, execution_id: str, node_id: int) -> None:
             finish_if_done(session, ledger, execution.request)
 
 
-def _find(session: Session, execution_id: str, node_id: int) -> Execution:
+def _find(session: Session, execution_id: str, node_id: int, told: Told) -> Execution:
     execution = session.scalar(
         select(Execution)
         .where(Execution.id == execution_id)
@@ -232,6 +258,11 @@ def _find(session: Session, execution_id: str, node_id: int) -> Execution:
     )
     if execution is None or execution.device.node_id != str(node_id):
         raise UsageError(f"there is no execution {execution_id} on node {node_id}")
+    if told.root_version:
+        # The forwarder's own errors, and agents of before there were roots, say nothing of it.
+        device = execution.device
+        device.root_version = min(told.root_version, 2**63 - 1)
+        device.time_nonce = told.time_nonce if len(told.time_nonce) == NONCE_BYTES else b""
     return execution
 
 

@@ -11,16 +11,18 @@ from securesystemslib.signer import Signer
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
-from clue_coordinator import actor
+from clue_coordinator import actor, approvals, roots, tlog
 from clue_coordinator.enrol import fleet_classes, require_fleet
 from clue_coordinator.errors import ConflictError, UsageError
 from clue_coordinator.executions import active, add_executions, withdraw
+from clue_coordinator.home_keys import holds
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, Fleet, Request
 from clue_coordinator.plan import RolloutPlan, in_order, in_waves
-from clue_coordinator.states import FINAL_REQUEST, UNSUCCESSFUL, ExecutionState, RequestState
+from clue_coordinator.states import ACTIVE, FINAL_REQUEST, UNSUCCESSFUL, ExecutionState, RequestState
 from clue_coordinator.targets import MAX_DEVICES, Target
-from clue_protocol.envelope import REQUEST_TYPE, peek_message, sign_message
+from clue_protocol.envelope import REQUEST_TYPE, peek_message
+from clue_protocol.trust import Root, add_signature, unsigned
 from clue_protocol.v1 import forget_pb2 as pb
 
 _MIN_ID = 4
@@ -48,11 +50,15 @@ class ForgetOrder:
 
 @dataclass(frozen=True)
 class Planned:
-    """A checked order: its devices in waves (the first entry is the canary), in the order in which they begin."""
+    """A checked order: its devices in waves (the first entry is the canary), in the order in which they begin.
+
+    ``sequence`` is the number that its request will have.
+    """
 
     fleet: Fleet
     waves: list[list[Device]]
     expires_at: float
+    sequence: int
 
     @property
     def devices(self) -> int:
@@ -85,8 +91,9 @@ def plan_request(session: Session, order: ForgetOrder, now: float) -> Planned:
     if not devices and not order.target.continuous:
         raise ConflictError(f"no device of fleet '{order.fleet}' matches --where {order.target.where}")
     # The next sequence number: the plan that is shown is the one that is carried out, and the next one differs.
-    waves = in_waves(order.plan, in_order(devices, f"{order.fleet}/{fleet.sequence + 1}"))
-    return Planned(fleet, waves, float(int(now + order.expires_in_seconds)))
+    sequence = roots.next_sequence(_root(session), fleet)
+    waves = in_waves(order.plan, in_order(devices, f"{order.fleet}/{sequence}"))
+    return Planned(fleet, waves, float(int(now + order.expires_in_seconds)), sequence)
 
 
 def create_request(ledger: Ledger, order: ForgetOrder, signer: Signer) -> str:
@@ -101,9 +108,21 @@ def create_request(ledger: Ledger, order: ForgetOrder, signer: Signer) -> str:
             return known
         now = ledger.clock()
         planned = plan_request(session, order, now)
-        fleet = planned.fleet
-        fleet.sequence += 1
-        message = request_message(order, fleet.sequence, now, planned.expires_at)
+        fleet, root = planned.fleet, roots.latest(session).root
+        role = approvals.request_role(root, order.fleet)
+        own = holds(role, signer.public_key)
+        if order.plan.without_samples == "aggregate" and not (own and role.threshold == 1):
+            raise UsageError(
+                f"requests on fleet '{order.fleet}' need approvals of people, and patches are signed by the coordinator "
+                "alone: leave --without-samples aggregate away"
+            )
+        fleet.sequence = planned.sequence
+        message = request_message(order, root.installation, fleet.sequence, now, planned.expires_at)
+        message.model_digest = _common_digest(session, order, planned)
+        envelope = unsigned(message, REQUEST_TYPE)
+        if own:
+            envelope = add_signature(envelope, REQUEST_TYPE, signer)
+        counted = approvals.count(envelope, root, order.fleet)
         request = Request(
             id=message.request_id,
             fleet=fleet,
@@ -111,8 +130,8 @@ def create_request(ledger: Ledger, order: ForgetOrder, signer: Signer) -> str:
             method=order.method,
             max_ua=order.max_ua,
             max_ra_drop=order.max_ra_drop,
-            state=RequestState.SCHEDULED,
-            envelope=sign_message(message, REQUEST_TYPE, [signer]),
+            state=RequestState.SCHEDULED if counted.enough else RequestState.AWAITING_APPROVAL,
+            envelope=envelope,
             idempotency_key=order.idempotency_key or None,
             created_by=order.created_by,
             created_at=now,
@@ -126,11 +145,16 @@ def create_request(ledger: Ledger, order: ForgetOrder, signer: Signer) -> str:
             retry_of=order.retry_of,
             sequence=fleet.sequence,
         )
+        approvals.note_own(request, counted, now)
         session.add(request)
         add_executions(session, request, planned.waves, now)
+        if counted.enough:
+            tlog.append(session, "request", envelope, request.id)
         detail = f"forget '{order.forget_class}' on {planned.devices} device(s)"
         if order.retry_of:
             detail += f", again after {order.retry_of}"
+        if not counted.enough:
+            detail += f"; {counted.text}"
         ledger.record(
             session,
             "request.created",
@@ -141,7 +165,9 @@ def create_request(ledger: Ledger, order: ForgetOrder, signer: Signer) -> str:
         return request.id
 
 
-def request_message(order: ForgetOrder, sequence: int, now: float, expires_at: float) -> pb.ForgetRequest:
+def request_message(
+    order: ForgetOrder, installation: str, sequence: int, now: float, expires_at: float
+) -> pb.ForgetRequest:
     """The document that devices get."""
     return pb.ForgetRequest(
         request_id=str(uuid.uuid4()),
@@ -157,7 +183,30 @@ def request_message(order: ForgetOrder, sequence: int, now: float, expires_at: f
         nonce=secrets.token_bytes(16),
         max_attempts=order.plan.max_attempts,
         share_update=order.plan.without_samples == "aggregate",
+        installation=installation,
     )
+
+
+def _common_digest(session: Session, order: ForgetOrder, planned: Planned) -> str:
+    """The model that all of the request's devices have, as far as is known; empty if there is no such model.
+
+    A device with an open request may have another one when it comes to this, and who joins later may too.
+    """
+    devices = [device for wave in planned.waves for device in wave]
+    digests = {device.model_digest for device in devices}
+    if order.target.continuous or len(digests) != 1:
+        return ""
+    busy = (
+        select(Execution.id)
+        .join(Execution.device)
+        .where(Device.fleet_id == planned.fleet.id, Execution.state.in_(ACTIVE))
+    )
+    return "" if session.scalar(busy.limit(1)) is not None else digests.pop()
+
+
+def _root(session: Session) -> Root | None:
+    found = roots.latest_or_none(session)
+    return found.root if found is not None else None
 
 
 def unknown_class(name: str, classes: list[str]) -> str:

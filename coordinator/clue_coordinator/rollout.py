@@ -9,13 +9,15 @@ agent answers a repeated request with the receipt it has.
 from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased, defer, selectinload
 
-from clue_coordinator.executions import move
+from clue_coordinator import roots
+from clue_coordinator.executions import finish_if_done, move
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, Request
 from clue_coordinator.plan import RolloutPlan
 from clue_coordinator.presence import Seen, note_presence, presence_changed
 from clue_coordinator.quiet import quiet_until
-from clue_coordinator.states import FINAL_REQUEST, OPEN_REQUEST, ExecutionState, RequestState
+from clue_coordinator.states import APPROVED_REQUEST, FINAL_REQUEST, ExecutionState, RequestState
+from clue_coordinator.timekeeper import Timekeeper
 from clue_protocol.v1 import dispatch_pb2
 
 WAIT_SECONDS = 25.0
@@ -26,12 +28,19 @@ POLL_SECONDS = 0.5
 _BATCH = 256
 # And with them so much of patches, about: an answer must fit into a message.
 _BATCH_BYTES = 16 * 2**20
+# Of roots in one assignment, about.
+_ROOT_BYTES = 2**20
 # What a device that came late is still asked for after the deadline.
 _RECALL_SECONDS = 30 * 86400.0
 
 
-def lease(ledger: Ledger, online_nodes: list[int], seen: Seen | None = None) -> list[dispatch_pb2.Assignment]:
-    """Note who is online, and hand out what is due for those who are; ``seen`` is kept from call to call."""
+def lease(
+    ledger: Ledger, online_nodes: list[int], seen: Seen | None = None, timekeeper: Timekeeper | None = None
+) -> list[dispatch_pb2.Assignment]:
+    """Note who is online, and hand out what is due for those who are; ``seen`` is kept from call to call.
+
+    ``timekeeper`` puts the time beside each assignment.
+    """
     now = ledger.clock()
     # Before anything is read, so that what is read is at least as new.
     version = ledger.version
@@ -49,14 +58,51 @@ def lease(ledger: Ledger, online_nodes: list[int], seen: Seen | None = None) -> 
         session.flush()
         assignments: list[dispatch_pb2.Assignment] = []
         size = 0
+        trust = _Trust(session, timekeeper)
         for execution in _due(session, now, lock=True):
             assignment = _hand_out(session, ledger, execution, now)
             if assignment is not None:
+                size += len(assignment.patch) + trust.add(assignment, execution.device)
                 assignments.append(assignment)
-                size += len(assignment.patch)
             if size > _BATCH_BYTES:
                 break
         return assignments
+
+
+class _Trust:
+    """What goes out beside the requests of one lease: the roots that a device misses, and the time."""
+
+    def __init__(self, session: Session, timekeeper: Timekeeper | None) -> None:
+        self._session = session
+        self._timekeeper = timekeeper
+        self._root = roots.latest_or_none(session)
+        self._missed: dict[int, list[bytes]] = {}
+
+    def add(self, assignment: dispatch_pb2.Assignment, device: Device) -> int:
+        """Put it into ``assignment``; returns the bytes of the roots."""
+        if self._root is None:
+            return 0
+        if self._timekeeper is not None:
+            assignment.time_attestation = self._timekeeper.attest(self._session, self._root, device.time_nonce)
+        # A device of before there were roots says nothing, and is told nothing.
+        if not 0 < device.root_version < self._root.root.version:
+            return 0
+        missed = self._missed.get(device.root_version)
+        if missed is None:
+            missed = self._missed[device.root_version] = _first(roots.since(self._session, device.root_version))
+        assignment.root_envelopes.extend(missed)
+        return sum(map(len, missed))
+
+
+def _first(envelopes: list[bytes]) -> list[bytes]:
+    """As many as fit beside a request; the device asks for more when it has these."""
+    size, found = 0, []
+    for envelope in envelopes:
+        size += len(envelope)
+        if found and size > _ROOT_BYTES:
+            break
+        found.append(envelope)
+    return found
 
 
 def _due(session: Session, now: float, *, lock: bool = False) -> list[Execution]:
@@ -71,7 +117,7 @@ def _due(session: Session, now: float, *, lock: bool = False) -> list[Execution]
             found.append(execution)
     requests = session.scalars(
         select(Request)
-        .where(Request.state.in_(OPEN_REQUEST), Request.paused_at.is_(None), Request.expires_at > now)
+        .where(Request.state.in_(APPROVED_REQUEST), Request.paused_at.is_(None), Request.expires_at > now)
         .options(defer(Request.target))
         .order_by(Request.created_at, Request.sequence)
     )
@@ -125,7 +171,14 @@ def _startable(request: Request, now: float) -> ColumnElement[bool]:
         Execution.wave <= request.wave,
         Execution.waiting == "",
         or_(Execution.not_before.is_(None), Execution.not_before <= now),
-        ~exists().where(busy.device_pk == Execution.device_pk, busy.state == ExecutionState.IN_PROGRESS),
+        # One thing at a time, and in the order of their numbers: a device refuses a lower one for ever.
+        ~exists().where(
+            busy.device_pk == Execution.device_pk,
+            or_(
+                busy.state == ExecutionState.IN_PROGRESS,
+                and_(busy.state == ExecutionState.QUEUED, busy.waiting == "", busy.sequence < Execution.sequence),
+            ),
+        ),
     )
 
 
@@ -152,6 +205,10 @@ def _hand_out(session: Session, ledger: Ledger, execution: Execution, now: float
         if quiet is not None:
             execution.not_before = quiet
             return None
+        if execution.sequence < execution.device.begun_sequence:
+            _overtaken(session, ledger, execution)
+            return None
+        execution.device.begun_sequence = execution.sequence
         move(session, ledger, execution, ExecutionState.IN_PROGRESS)
         execution.started_at = now
         execution.handed_out = True
@@ -169,6 +226,14 @@ def _hand_out(session: Session, ledger: Ledger, execution: Execution, now: float
         recall=recall,
         patch=patch.body if patch is not None and not recall else b"",
     )
+
+
+def _overtaken(session: Session, ledger: Ledger, execution: Execution) -> None:
+    """The device was given a higher number and would refuse this one: whoever asked must ask anew."""
+    execution.reason = "OVERTAKEN"
+    execution.detail = "the device was given a later request first and refuses an earlier one: use 'request retry'"
+    move(session, ledger, execution, ExecutionState.CANCELED)
+    finish_if_done(session, ledger, execution.request)
 
 
 def release_all(ledger: Ledger) -> None:

@@ -4,13 +4,14 @@ import shutil
 from contextlib import closing, suppress
 from pathlib import Path
 
+from clue_coordinator import roots
 from clue_coordinator.config import CoordinatorConfig, config_text
 from clue_coordinator.errors import ConfigError, ConflictError
+from clue_coordinator.home_keys import create_home_keys
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.pki import create_pki
 from clue_coordinator.tokens import any_token, install_local_admin, is_usable, new_secret
 from clue_protocol.files import LOCK_FILE, HomeLock, private_folder, write_atomic, write_new_secret
-from clue_protocol.keys import create_signing_key
 
 
 def initialise(config: CoordinatorConfig) -> None:
@@ -65,12 +66,14 @@ def _fill(config: CoordinatorConfig, existed: bool) -> None:
     if not home.is_dir() or any(path.name != LOCK_FILE for path in home.iterdir()):
         raise ConflictError(f"{home} is being filled by another 'clue-coordinator init'")
     try:
-        create_signing_key(config.request_key)
+        keys = create_home_keys(config)
         create_pki(config.pki, config.certificate_hosts, config.server_certificate_days)
         secret = new_secret()
         write_new_secret(config.operator_token, f"{secret}\n".encode())
         with closing(Ledger(config.ledger_place)) as ledger:
             install_local_admin(ledger, secret)
+            # A ledger that others used before has one, signed with keys of another home.
+            roots.found(ledger, keys)
         # Last: its presence says that the home is complete. Private: a database URL may hold a password.
         write_atomic(home / "coordinator.toml", config_text(config).encode(), 0o600)
     except BaseException as error:

@@ -10,6 +10,8 @@ from enum import StrEnum
 class RequestState(StrEnum):
     """State of a request."""
 
+    # Not enough of those who decide over the fleet have signed it.
+    AWAITING_APPROVAL = "AWAITING_APPROVAL"
     SCHEDULED = "SCHEDULED"
     IN_PROGRESS = "IN_PROGRESS"
     COMPLETED = "COMPLETED"
@@ -37,6 +39,8 @@ ACTIVE = frozenset({ExecutionState.QUEUED, ExecutionState.IN_PROGRESS})
 UNSUCCESSFUL = (ExecutionState.FAILED, ExecutionState.REJECTED, ExecutionState.TIMED_OUT)
 FINAL_REQUEST = frozenset({RequestState.COMPLETED, RequestState.CANCELED, RequestState.ABORTED})
 OPEN_REQUEST = frozenset(set(RequestState) - FINAL_REQUEST)
+# Devices may be asked.
+APPROVED_REQUEST = frozenset({RequestState.SCHEDULED, RequestState.IN_PROGRESS})
 _ANSWERED = frozenset({ExecutionState.SUCCEEDED, ExecutionState.FAILED, ExecutionState.REJECTED})
 
 _NEXT = {

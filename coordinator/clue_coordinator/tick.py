@@ -41,6 +41,8 @@ def _is_due(session: Session, request: Request, now: float) -> bool:
     plan = RolloutPlan.model_validate(request.plan)
     if request.expires_at <= now:
         return True
+    if request.state == RequestState.AWAITING_APPROVAL:
+        return False
     if plan.timeout_seconds and session.scalar(_overdue(request, plan, now).limit(1)) is not None:
         return True
     if request.state in FINAL_REQUEST:
@@ -58,6 +60,8 @@ def _advance(session: Session, ledger: Ledger, request: Request, now: float) -> 
     plan = RolloutPlan.model_validate(request.plan)
     if request.expires_at <= now:
         _expire(session, ledger, request)
+        return
+    if request.state == RequestState.AWAITING_APPROVAL:
         return
     if plan.timeout_seconds:
         _time_out(session, ledger, request, plan, now)
@@ -139,6 +143,10 @@ def _time_out(session: Session, ledger: Ledger, request: Request, plan: RolloutP
 
 
 def _expire(session: Session, ledger: Ledger, request: Request) -> None:
+    if request.state == RequestState.AWAITING_APPROVAL:
+        found = f"{len(request.approvals)} of {request.approvals_needed}"
+        withdraw(session, ledger, request, RequestState.CANCELED, f"expired before it was approved: {found} approvals")
+        return
     query = select(Execution).where(Execution.request_id == request.id, Execution.state.in_(ACTIVE)).limit(_BATCH)
     for execution in session.scalars(query.options(selectinload(Execution.device))).all():
         if execution.waiting == "patch":

@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 from sqlalchemy.orm import selectinload
 
-from clue_coordinator import enrol, reports, requests, rollout
+from clue_coordinator import enrol, reports, requests, rollout, roots
+from clue_coordinator.home_keys import HomeKeys
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Event, Execution, Request
 from clue_coordinator.requests import ForgetOrder
@@ -20,6 +21,7 @@ from clue_protocol.v1 import dispatch_pb2
 from clue_protocol.v1 import forget_pb2 as pb
 
 SIGNER = CryptoSigner.generate_ed25519()
+KEYS = HomeKeys(SIGNER, (CryptoSigner.generate_ed25519(),), CryptoSigner.generate_ed25519())
 # The same in every process: what one writer's devices signed, those of the next one must answer for.
 DEVICE_KEYS = [CryptoSigner(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)) for number in range(12)]
 
@@ -37,7 +39,8 @@ class Fleet:
     def make(cls, where: Path | str, devices: int) -> "Fleet":
         fleet = cls(Ledger(where))
         fleet.ledger.clock = lambda: fleet.now
-        enrol.create_fleet(fleet.ledger, "yard")
+        roots.found(fleet.ledger, KEYS)
+        enrol.create_fleet(fleet.ledger, "yard", KEYS)
         for index in range(devices):
             fleet.add_device(index)
         return fleet

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from fleet_ledger import SIGNER, Fleet
+from fleet_ledger import Fleet
 
 from clue_coordinator import tokens
 from clue_coordinator.client import OperatorClient
 from clue_coordinator.config import CoordinatorConfig, LedgerConfig
 from clue_coordinator.connection import Connection
 from clue_coordinator.errors import FlowerError
+from clue_coordinator.home_keys import load_home_keys
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.operators import OperatorService
 from clue_coordinator.roles import Role
@@ -40,11 +41,12 @@ class House:
         self.fleet = Fleet(Ledger(config.ledger_place))
         from clue_coordinator import enrol
 
-        enrol.create_fleet(self.ledger, "yard")
+        self.keys = load_home_keys(config)
+        enrol.create_fleet(self.ledger, "yard", self.keys)
         for index in range(devices):
             self.fleet.add_device(index)
         off: Any = Off()
-        self.service = OperatorService(config, self.ledger, off, off, SIGNER)
+        self.service = OperatorService(config, self.ledger, off, off, self.keys)
         self.server = OperatorServer(self.service, config, self.ledger, most_streams)
 
     @property

@@ -38,6 +38,8 @@ class _RequestStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RequestS
     REQUEST_STATE_CANCELED: _RequestState.ValueType  # 4
     REQUEST_STATE_ABORTED: _RequestState.ValueType  # 5
     """Stopped by its own abort criteria."""
+    REQUEST_STATE_AWAITING_APPROVAL: _RequestState.ValueType  # 6
+    """Not enough of those who decide over the fleet have signed it; no device is asked yet."""
 
 class RequestState(_RequestState, metaclass=_RequestStateEnumTypeWrapper): ...
 
@@ -49,6 +51,8 @@ REQUEST_STATE_COMPLETED: RequestState.ValueType  # 3
 REQUEST_STATE_CANCELED: RequestState.ValueType  # 4
 REQUEST_STATE_ABORTED: RequestState.ValueType  # 5
 """Stopped by its own abort criteria."""
+REQUEST_STATE_AWAITING_APPROVAL: RequestState.ValueType  # 6
+"""Not enough of those who decide over the fleet have signed it; no device is asked yet."""
 Global___RequestState: _TypeAlias = RequestState  # noqa: Y015
 
 class _ExecutionState:
@@ -229,15 +233,25 @@ class CreateFleetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    APPROVERS_FIELD_NUMBER: _builtins.int
+    REQUIRE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    require: _builtins.int
+    """So many of them must sign a request; 0 means 1."""
+    @_builtins.property
+    def approvers(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedKey]:
+        """Who decides over its requests; none for the coordinator by itself."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        approvers: _abc.Iterable[Global___NamedKey] | None = ...,
+        require: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvers", b"approvers", "name", b"name", "require", b"require"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -251,14 +265,24 @@ class Fleet(_message.Message):
     DEVICES_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    APPROVERS_FIELD_NUMBER: _builtins.int
+    REQUIRE_FIELD_NUMBER: _builtins.int
+    SELF_APPROVED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     devices: _builtins.int
+    require: _builtins.int
+    self_approved: _builtins.bool
+    """The coordinator's own key is enough."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Classes known to at least one device of the fleet."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def approvers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Key ids of those who decide over its requests, and how many must sign; 0 if the root does not name the fleet."""
+
     def __init__(
         self,
         *,
@@ -266,10 +290,13 @@ class Fleet(_message.Message):
         devices: _builtins.int = ...,
         classes: _abc.Iterable[_builtins.str] | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        approvers: _abc.Iterable[_builtins.str] | None = ...,
+        require: _builtins.int = ...,
+        self_approved: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "created_at", b"created_at", "devices", b"devices", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvers", b"approvers", "classes", b"classes", "created_at", b"created_at", "devices", b"devices", "name", b"name", "require", b"require", "self_approved", b"self_approved"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1465,6 +1492,8 @@ class RequestView(_message.Message):
     WAITING_PATCH_FIELD_NUMBER: _builtins.int
     ETA_SECONDS_FIELD_NUMBER: _builtins.int
     RETRY_OF_FIELD_NUMBER: _builtins.int
+    APPROVALS_FIELD_NUMBER: _builtins.int
+    APPROVALS_NEEDED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     fleet: _builtins.str
     forget_class: _builtins.str
@@ -1484,6 +1513,7 @@ class RequestView(_message.Message):
     """Until the devices that are online have answered, from the pace so far; absent while unknown."""
     retry_of: _builtins.str
     """The request that this one repeats."""
+    approvals_needed: _builtins.int
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1504,6 +1534,10 @@ class RequestView(_message.Message):
     def target(self) -> Global___Target: ...
     @_builtins.property
     def rollout(self) -> Global___Rollout: ...
+    @_builtins.property
+    def approvals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Approval]:
+        """Signatures of keys that may approve, and how many there must be before a device is asked."""
+
     def __init__(
         self,
         *,
@@ -1529,16 +1563,249 @@ class RequestView(_message.Message):
         waiting_patch: _builtins.int = ...,
         eta_seconds: _builtins.float | None = ...,
         retry_of: _builtins.str = ...,
+        approvals: _abc.Iterable[Global___Approval] | None = ...,
+        approvals_needed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds", "created_at", b"created_at", "eta_seconds", b"eta_seconds", "expires_at", b"expires_at", "finished_at", b"finished_at", "policy", b"policy", "rollout", b"rollout", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds", "counts", b"counts", "created_at", b"created_at", "created_by", b"created_by", "eta_seconds", b"eta_seconds", "executions", b"executions", "expires_at", b"expires_at", "finished_at", b"finished_at", "fleet", b"fleet", "forget_class", b"forget_class", "method", b"method", "paused", b"paused", "policy", b"policy", "reason", b"reason", "request_id", b"request_id", "retry_of", b"retry_of", "rollout", b"rollout", "state", b"state", "target", b"target", "waiting_offline", b"waiting_offline", "waiting_patch", b"waiting_patch", "wave", b"wave", "waves", b"waves"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds", "approvals", b"approvals", "approvals_needed", b"approvals_needed", "counts", b"counts", "created_at", b"created_at", "created_by", b"created_by", "eta_seconds", b"eta_seconds", "executions", b"executions", "expires_at", b"expires_at", "finished_at", b"finished_at", "fleet", b"fleet", "forget_class", b"forget_class", "method", b"method", "paused", b"paused", "policy", b"policy", "reason", b"reason", "request_id", b"request_id", "retry_of", b"retry_of", "rollout", b"rollout", "state", b"state", "target", b"target", "waiting_offline", b"waiting_offline", "waiting_patch", b"waiting_patch", "wave", b"wave", "waves", b"waves"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__eta_seconds: _TypeAlias = _typing.Literal["eta_seconds"]  # noqa: Y015
     _WhichOneofArgType__eta_seconds: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__eta_seconds) -> _WhichOneofReturnType__eta_seconds | None: ...
 
 Global___RequestView: _TypeAlias = RequestView  # noqa: Y015
+
+@_typing.final
+class Approval(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    name: _builtins.str
+    """What people call the key, or the token with which its signature came; "coordinator" for the coordinator's own."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "key_id", b"key_id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Approval: _TypeAlias = Approval  # noqa: Y015
+
+@_typing.final
+class NamedKey(_message.Message):
+    """A public key in JSON, as `clue-coordinator key create` writes it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_JSON_FIELD_NUMBER: _builtins.int
+    key_json: _builtins.str
+    def __init__(
+        self,
+        *,
+        key_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_json", b"key_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedKey: _TypeAlias = NamedKey  # noqa: Y015
+
+@_typing.final
+class GetRootRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """0 for the newest."""
+    after: _builtins.int
+    """Also all versions after this one, oldest first; 0 for none."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRootRequest: _TypeAlias = GetRootRequest  # noqa: Y015
+
+@_typing.final
+class GetRootResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NamesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    SUCCESSORS_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    envelope: _builtins.bytes
+    """A signed document, see trust.proto."""
+    @_builtins.property
+    def successors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def names(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What people call the keys, by key id. It proves nothing."""
+
+    def __init__(
+        self,
+        *,
+        envelope: _builtins.bytes = ...,
+        successors: _abc.Iterable[_builtins.bytes] | None = ...,
+        names: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "names", b"names", "successors", b"successors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRootResponse: _TypeAlias = GetRootResponse  # noqa: Y015
+
+@_typing.final
+class PublishRootCall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NamesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    envelope: _builtins.bytes
+    @_builtins.property
+    def names(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        envelope: _builtins.bytes = ...,
+        names: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishRootCall: _TypeAlias = PublishRootCall  # noqa: Y015
+
+@_typing.final
+class GetRequestDocumentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRequestDocumentRequest: _TypeAlias = GetRequestDocumentRequest  # noqa: Y015
+
+@_typing.final
+class GetRequestDocumentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    envelope: _builtins.bytes
+    """What devices will be given, with the signatures there are."""
+    @_builtins.property
+    def view(self) -> Global___RequestView: ...
+    def __init__(
+        self,
+        *,
+        envelope: _builtins.bytes = ...,
+        view: Global___RequestView | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRequestDocumentResponse: _TypeAlias = GetRequestDocumentResponse  # noqa: Y015
+
+@_typing.final
+class ApproveRequestCall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    envelope: _builtins.bytes
+    """The same document, signed."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        envelope: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveRequestCall: _TypeAlias = ApproveRequestCall  # noqa: Y015
 
 @_typing.final
 class ExecutionView(_message.Message):

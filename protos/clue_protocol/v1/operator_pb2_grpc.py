@@ -159,6 +159,31 @@ class OperatorServiceStub:
                 request_serializer=clue_dot_v1_dot_operator__pb2.ListTokensRequest.SerializeToString,
                 response_deserializer=clue_dot_v1_dot_operator__pb2.ListTokensResponse.FromString,
                 _registered_method=True)
+        self.GetRoot = channel.unary_unary(
+                '/clue.v1.OperatorService/GetRoot',
+                request_serializer=clue_dot_v1_dot_operator__pb2.GetRootRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.GetRootResponse.FromString,
+                _registered_method=True)
+        self.PublishRoot = channel.unary_unary(
+                '/clue.v1.OperatorService/PublishRoot',
+                request_serializer=clue_dot_v1_dot_operator__pb2.PublishRootCall.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.GetRootResponse.FromString,
+                _registered_method=True)
+        self.GetRequestDocument = channel.unary_unary(
+                '/clue.v1.OperatorService/GetRequestDocument',
+                request_serializer=clue_dot_v1_dot_operator__pb2.GetRequestDocumentRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.GetRequestDocumentResponse.FromString,
+                _registered_method=True)
+        self.ApproveRequest = channel.unary_unary(
+                '/clue.v1.OperatorService/ApproveRequest',
+                request_serializer=clue_dot_v1_dot_operator__pb2.ApproveRequestCall.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.RequestView.FromString,
+                _registered_method=True)
+        self.RejectRequest = channel.unary_unary(
+                '/clue.v1.OperatorService/RejectRequest',
+                request_serializer=clue_dot_v1_dot_operator__pb2.ChangeRequestCall.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.RequestView.FromString,
+                _registered_method=True)
         self.RevokeToken = channel.unary_unary(
                 '/clue.v1.OperatorService/RevokeToken',
                 request_serializer=clue_dot_v1_dot_operator__pb2.RevokeTokenRequest.SerializeToString,
@@ -336,6 +361,41 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRoot(self, request, context):
+        """The newest root or another version of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PublishRoot(self, request, context):
+        """Make a root the newest: it must follow the one there is, and be signed by enough holders of both.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRequestDocument(self, request, context):
+        """What there is to sign of a request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveRequest(self, request, context):
+        """Add signatures that were made elsewhere; with enough of them the request starts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RejectRequest(self, request, context):
+        """Cancel a request that waits for approval.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeToken(self, request, context):
         """Takes effect within two seconds, on open streams within five. Repeating it changes nothing.
         """
@@ -470,6 +530,31 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ListTokens,
                     request_deserializer=clue_dot_v1_dot_operator__pb2.ListTokensRequest.FromString,
                     response_serializer=clue_dot_v1_dot_operator__pb2.ListTokensResponse.SerializeToString,
+            ),
+            'GetRoot': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRoot,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.GetRootRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.GetRootResponse.SerializeToString,
+            ),
+            'PublishRoot': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishRoot,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.PublishRootCall.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.GetRootResponse.SerializeToString,
+            ),
+            'GetRequestDocument': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRequestDocument,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.GetRequestDocumentRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.GetRequestDocumentResponse.SerializeToString,
+            ),
+            'ApproveRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveRequest,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.ApproveRequestCall.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.RequestView.SerializeToString,
+            ),
+            'RejectRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.RejectRequest,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.ChangeRequestCall.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.RequestView.SerializeToString,
             ),
             'RevokeToken': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeToken,
@@ -1152,6 +1237,141 @@ class OperatorService:
             '/clue.v1.OperatorService/ListTokens',
             clue_dot_v1_dot_operator__pb2.ListTokensRequest.SerializeToString,
             clue_dot_v1_dot_operator__pb2.ListTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRoot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/GetRoot',
+            clue_dot_v1_dot_operator__pb2.GetRootRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.GetRootResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishRoot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/PublishRoot',
+            clue_dot_v1_dot_operator__pb2.PublishRootCall.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.GetRootResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRequestDocument(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/GetRequestDocument',
+            clue_dot_v1_dot_operator__pb2.GetRequestDocumentRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.GetRequestDocumentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/ApproveRequest',
+            clue_dot_v1_dot_operator__pb2.ApproveRequestCall.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.RequestView.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RejectRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/RejectRequest',
+            clue_dot_v1_dot_operator__pb2.ChangeRequestCall.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.RequestView.FromString,
             options,
             channel_credentials,
             insecure,

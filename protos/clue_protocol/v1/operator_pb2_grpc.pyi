@@ -75,6 +75,16 @@ class OperatorServiceStub:
     """Make a token; the answer is the only place where it can be read."""
     ListTokens: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListTokensRequest, _operator_pb2.ListTokensResponse]
     """All tokens by name, expired and revoked ones included."""
+    GetRoot: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetRootRequest, _operator_pb2.GetRootResponse]
+    """The newest root or another version of it."""
+    PublishRoot: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PublishRootCall, _operator_pb2.GetRootResponse]
+    """Make a root the newest: it must follow the one there is, and be signed by enough holders of both."""
+    GetRequestDocument: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetRequestDocumentRequest, _operator_pb2.GetRequestDocumentResponse]
+    """What there is to sign of a request."""
+    ApproveRequest: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ApproveRequestCall, _operator_pb2.RequestView]
+    """Add signatures that were made elsewhere; with enough of them the request starts."""
+    RejectRequest: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ChangeRequestCall, _operator_pb2.RequestView]
+    """Cancel a request that waits for approval."""
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RevokeTokenRequest, _operator_pb2.Token]
     """Takes effect within two seconds, on open streams within five. Repeating it changes nothing."""
 
@@ -123,6 +133,16 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Make a token; the answer is the only place where it can be read."""
     ListTokens: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListTokensRequest, _operator_pb2.ListTokensResponse]  # type: ignore[assignment]
     """All tokens by name, expired and revoked ones included."""
+    GetRoot: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetRootRequest, _operator_pb2.GetRootResponse]  # type: ignore[assignment]
+    """The newest root or another version of it."""
+    PublishRoot: _aio.UnaryUnaryMultiCallable[_operator_pb2.PublishRootCall, _operator_pb2.GetRootResponse]  # type: ignore[assignment]
+    """Make a root the newest: it must follow the one there is, and be signed by enough holders of both."""
+    GetRequestDocument: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetRequestDocumentRequest, _operator_pb2.GetRequestDocumentResponse]  # type: ignore[assignment]
+    """What there is to sign of a request."""
+    ApproveRequest: _aio.UnaryUnaryMultiCallable[_operator_pb2.ApproveRequestCall, _operator_pb2.RequestView]  # type: ignore[assignment]
+    """Add signatures that were made elsewhere; with enough of them the request starts."""
+    RejectRequest: _aio.UnaryUnaryMultiCallable[_operator_pb2.ChangeRequestCall, _operator_pb2.RequestView]  # type: ignore[assignment]
+    """Cancel a request that waits for approval."""
     RevokeToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.RevokeTokenRequest, _operator_pb2.Token]  # type: ignore[assignment]
     """Takes effect within two seconds, on open streams within five. Repeating it changes nothing."""
 
@@ -318,6 +338,46 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListTokensResponse, _abc.Awaitable[_operator_pb2.ListTokensResponse]]:
         """All tokens by name, expired and revoked ones included."""
+
+    @_abc_1.abstractmethod
+    def GetRoot(
+        self,
+        request: _operator_pb2.GetRootRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetRootResponse, _abc.Awaitable[_operator_pb2.GetRootResponse]]:
+        """The newest root or another version of it."""
+
+    @_abc_1.abstractmethod
+    def PublishRoot(
+        self,
+        request: _operator_pb2.PublishRootCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetRootResponse, _abc.Awaitable[_operator_pb2.GetRootResponse]]:
+        """Make a root the newest: it must follow the one there is, and be signed by enough holders of both."""
+
+    @_abc_1.abstractmethod
+    def GetRequestDocument(
+        self,
+        request: _operator_pb2.GetRequestDocumentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetRequestDocumentResponse, _abc.Awaitable[_operator_pb2.GetRequestDocumentResponse]]:
+        """What there is to sign of a request."""
+
+    @_abc_1.abstractmethod
+    def ApproveRequest(
+        self,
+        request: _operator_pb2.ApproveRequestCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RequestView, _abc.Awaitable[_operator_pb2.RequestView]]:
+        """Add signatures that were made elsewhere; with enough of them the request starts."""
+
+    @_abc_1.abstractmethod
+    def RejectRequest(
+        self,
+        request: _operator_pb2.ChangeRequestCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RequestView, _abc.Awaitable[_operator_pb2.RequestView]]:
+        """Cancel a request that waits for approval."""
 
     @_abc_1.abstractmethod
     def RevokeToken(
