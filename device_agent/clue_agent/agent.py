@@ -7,17 +7,19 @@ it likes (see :mod:`clue_agent.delivery`); one thread works through the journal.
 import logging
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from securesystemslib.signer import Signer
 
 import clue
 from clue_agent.base_model import BaseModels
+from clue_agent.boottime import Clock
 from clue_agent.boxes import PATCH, UPDATE, Box
 from clue_agent.config import AgentConfig
 from clue_agent.delivery import WAITING, Deliveries
 from clue_agent.erasing import Eraser
-from clue_agent.errors import StoreError
+from clue_agent.errors import RequestHeldError, StoreError
 from clue_agent.execution import Execution, Machinery
 from clue_agent.forgotten import ForgottenList
 from clue_agent.inbox import Inbox
@@ -28,6 +30,8 @@ from clue_agent.patches import Patches
 from clue_agent.sealed import KeyRing
 from clue_agent.sharing import Updates
 from clue_agent.store import ModelStore
+from clue_agent.trust_status import trust_message
+from clue_agent.trusting import DeviceTrust
 from clue_agent.vault import Vault
 from clue_protocol.documents import Trust
 from clue_protocol.v1 import agent_pb2
@@ -38,11 +42,18 @@ _SCAN_SECONDS = 5.0
 
 
 class Agent:
-    """One device. Start with :meth:`start`, stop with :meth:`close`."""
+    """One device. Start with :meth:`start`, stop with :meth:`close`.
 
-    def __init__(self, config: AgentConfig, trust: Trust, signer: Signer, journal: Journal) -> None:
+    Raises:
+        TrustStateError: what it trusts is missing or damaged.
+    """
+
+    def __init__(
+        self, config: AgentConfig, trust: Trust, signer: Signer, journal: Journal, clock: Clock | None = None
+    ) -> None:
         self.config = config
         self.trust = trust
+        self.trusting = DeviceTrust(config.trust_folder, trust, clock)
         self.ring = KeyRing(config.keys)
         self.store = ModelStore(config.store, self.ring)
         self.vault = Vault(config.vault_folder, self.ring, config.vault)
@@ -56,11 +67,12 @@ class Agent:
         self._progress: dict[bytes, agent_pb2.Progress] = {}
         self.inbox = Inbox(config.samples, self.vault, keep_originals=config.keep_originals, allowed=self._wanted)
         patches, updates = Box(config.home, self.ring, PATCH), Box(config.home, self.ring, UPDATE)
-        intake = Intake(config, trust, self.store, self.vault, patches)
+        intake = Intake(config, self.trusting, self.store, self.vault, patches)
         self._updates = Updates(updates, journal)
         self._deliveries = Deliveries(
             config,
             trust,
+            self.trusting,
             signer,
             journal,
             self.store,
@@ -75,6 +87,7 @@ class Agent:
         self._machinery = Machinery(
             config=config,
             trust=trust,
+            trusting=self.trusting,
             signer=signer,
             journal=journal,
             store=self.store,
@@ -108,6 +121,7 @@ class Agent:
         self._wake()
         if self._thread.is_alive():
             self._thread.join(15)
+        self.trusting.keep_time(at_once=True)
 
     @property
     def alive(self) -> bool:
@@ -143,6 +157,7 @@ class Agent:
             repaired=self.repaired,
             held=f"{hold.kind}: {hold.detail}" if hold is not None else "",
             unfinished_jobs=len(self._journal.unfinished()),
+            trust=trust_message(self.trusting.report()),
         )
         if active is not None:
             answer.active_request_id = active.request_id
@@ -157,6 +172,7 @@ class Agent:
             if time.monotonic() - scanned > _SCAN_SECONDS:
                 self._scan()
                 self._expire_updates()
+                self.trusting.keep_time()
                 scanned = time.monotonic()
             jobs = self._journal.unfinished()
             if not jobs:
@@ -196,7 +212,8 @@ class Agent:
         if VERIFIED not in job.steps:
             # The power went between the envelope's arrival and the look at it. What became of it, a refusal or
             # another job's copy included, is in the journal now.
-            self._deliveries.look_at(job.digest, job.envelope, job.request_id)
+            with suppress(RequestHeldError):
+                self._deliveries.look_at(job.digest, job.envelope, job.request_id)
             return
         if Execution(job, self._machinery).run() is not None:
             self._progress.pop(job.digest, None)

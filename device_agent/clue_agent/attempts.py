@@ -6,6 +6,7 @@ after a refusal for something that the owner of the device may have put right si
 
 from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, peek_message
 from clue_protocol.errors import ProtocolError
+from clue_protocol.trust.envelopes import read_envelope
 from clue_protocol.v1 import forget_pb2 as pb
 
 # Whatever a request says.
@@ -24,6 +25,14 @@ def claimed_request(envelope: bytes) -> pb.ForgetRequest | None:
         return peek_message(envelope, REQUEST_TYPE, pb.ForgetRequest)
     except ProtocolError:
         return None
+
+
+def same_payload(one: bytes, other: bytes) -> bool:
+    """Do two envelopes hold the same document, whoever signed it?"""
+    try:
+        return read_envelope(one, REQUEST_TYPE).payload == read_envelope(other, REQUEST_TYPE).payload
+    except ProtocolError:
+        return False
 
 
 def within(attempt: int, envelope: bytes) -> int:

@@ -26,17 +26,28 @@ _DEFAULT_CONFIG = Path("~/.clue/agent/agent.toml")
 def trust(
     document: Annotated[Path, typer.Argument(help="Answer of 'clue-coordinator device add'.")],
     config: Config = _DEFAULT_CONFIG,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="Give up what was pinned before: for another installation, or where it is damaged. "
+            "Old requests of the same installation count again then.",
+        ),
+    ] = False,
 ) -> None:
-    """Pin the coordinator's keys and address."""
+    """Pin the root of an installation, and the coordinator's address."""
     from clue_agent.setup import save_trust
+    from clue_agent.trust_files import pinned_root
 
     loaded = load_config(config.expanduser())
     try:
         text = document.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise AgentError(f"cannot read {document}: {getattr(error, 'strerror', None) or error}") from None
-    trusted = save_trust(loaded, text)
+    trusted = save_trust(loaded, text, replace=replace)
+    root = pinned_root(trusted)
     print(f"device {loaded.device_id} trusts fleet {trusted.fleet} at {trusted.superlink}")
+    print(f"root version {root.root.version}, SHA-256 {root.digest.hex()}: compare it with the coordinator's")
 
 
 @app.command()

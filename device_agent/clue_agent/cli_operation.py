@@ -38,6 +38,8 @@ def status(config: Config = _DEFAULT_CONFIG, as_json: Json = False) -> None:
     table.add_row("device", now.device)
     table.add_row("agent", "running" if now.running else "not running: start it with 'clue-agent run'")
     table.add_row("fleet", now.fleet or "none yet: see 'clue-agent trust'")
+    table.add_row("root", now.trust.root_text)
+    table.add_row("time", now.trust.time_text)
     table.add_row("model", f"{now.model[:16]} ({len(now.classes)} classes)")
     table.add_row("forgotten", ", ".join(now.forgotten) or "nothing")
     busy = f"{now.working_on}: {now.stage} {100 * now.fraction:.0f} %" if now.working_on else "nothing"

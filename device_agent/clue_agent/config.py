@@ -102,6 +102,11 @@ class AgentConfig(BaseModel):
         return self.home / "trust.json"
 
     @property
+    def trust_folder(self) -> Path:
+        """What has become of it since: the newest root, the time, the last requests."""
+        return self.home / "trust"
+
+    @property
     def enrolment(self) -> Path:
         """What this device says of itself."""
         return self.home / "enrolment.json"

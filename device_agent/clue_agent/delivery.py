@@ -6,6 +6,9 @@ What a delivery of attempt k gets, whatever came before it (docs/adr/0010-attemp
 - else the newest receipt, if attempt k is not to be made (it is an old one that never came here, one beyond
   ``max_attempts``, or the last one succeeded);
 - else the work on it, and how far that is.
+
+Roots and times that come with a delivery are taken in first. A request that cannot be judged by them yet is held:
+nothing is written down of it, the answer says what it waits for, and it is judged when it is delivered again.
 """
 
 import logging
@@ -16,23 +19,26 @@ from collections.abc import Callable
 from securesystemslib.signer import Signer
 
 from clue_agent import receipts
-from clue_agent.attempts import claimed_request, may_follow, within
+from clue_agent.attempts import claimed_request, may_follow, same_payload, within
 from clue_agent.config import AgentConfig
-from clue_agent.errors import JournalWriteError, RequestRejectedError, StoreError
+from clue_agent.errors import JournalWriteError, RequestHeldError, RequestRejectedError, StoreError
 from clue_agent.intake import Intake
 from clue_agent.journal import VERIFIED, Job, Journal
 from clue_agent.patches import Patches
 from clue_agent.sharing import Updates
 from clue_agent.store import ModelStore
+from clue_agent.trusting import DeviceTrust
 from clue_protocol.documents import Trust
-from clue_protocol.envelope import REQUEST_TYPE, envelope_digest, open_message
+from clue_protocol.envelope import envelope_digest
 from clue_protocol.errors import ProtocolError
+from clue_protocol.trust.errors import TrustStateError
 from clue_protocol.v1 import agent_pb2
 from clue_protocol.v1 import forget_pb2 as pb
 
 log = logging.getLogger(__name__)
 
 WAITING = agent_pb2.Progress(stage="waiting")
+CANNOT_STORE = "waiting: the trust is not stored"
 _WAITING_FOR_PATCH = agent_pb2.Progress(stage="waiting for the patch")
 
 
@@ -40,7 +46,7 @@ class Deliveries:
     """Everything that is answered to the sender. Any thread may call it.
 
     Args:
-        config, trust, signer, journal, store, intake, patches, updates: of the device.
+        config, trust, trusting, signer, journal, store, intake, patches, updates: of the device.
         changed: notified whenever a job has changed.
         stop: set when the agent stops.
         progress: how far the job with a digest is.
@@ -50,6 +56,7 @@ class Deliveries:
         self,
         config: AgentConfig,
         trust: Trust,
+        trusting: DeviceTrust,
         signer: Signer,
         journal: Journal,
         store: ModelStore,
@@ -62,6 +69,7 @@ class Deliveries:
     ) -> None:
         self._config = config
         self._trust = trust
+        self._trusting = trusting
         self._signer = signer
         self._journal = journal
         self._store = store
@@ -71,25 +79,66 @@ class Deliveries:
         # A patch belongs to the job that it came with: both are taken in, or let go, by one thread at a time.
         self._taking_in = threading.Lock()
         self._changed = changed
+        self._learnt = 0
         self._stop = stop
         self._progress = progress
 
     def deliver(self, request: agent_pb2.DeliverRequest) -> agent_pb2.DeliverResponse:
         """See agent.proto."""
         digest, attempt = envelope_digest(request.request_envelope), max(1, request.attempt)
+        self._learn(request)
+        asked = self._trusting.nonce
         try:
             if request.recall:
                 digest, answer = self._recall(digest, attempt, request)
             else:
                 digest, answer = self._ask(digest, attempt, request)
+        except RequestHeldError as held:
+            log.info("request %s is held: %s", request.request_id or "(unnamed)", held.detail)
+            answer = agent_pb2.DeliverResponse(progress=agent_pb2.Progress(stage=held.stage))
+            if self._trusting.nonce == asked:
+                # With nothing new to say, the sender is not to ask again at once.
+                self._rest(request.wait_seconds)
         except JournalWriteError as error:
             answer = self._unwritten(digest, attempt, request, error)
-        return answer or self._wait(digest, attempt, request.wait_seconds)
+        answer = answer or self._wait(digest, attempt, request.wait_seconds)
+        answer.root_version = self._trusting.root_version
+        answer.time_nonce = self._trusting.nonce
+        return answer
+
+    def _learn(self, request: agent_pb2.DeliverRequest) -> None:
+        try:
+            news = self._trusting.receive(request.root_envelopes, request.time_attestation)
+        except TrustStateError as error:
+            # What was not stored does not count: the request is judged by what was.
+            log.error("%s", error)
+            return
+        if news:
+            with self._changed:
+                self._learnt += 1
+                self._changed.notify_all()
+
+    def _rest(self, seconds: float) -> None:
+        """Wait so long, or until another delivery has brought a root or a time."""
+        with self._changed:
+            before = self._learnt
+            self._changed.wait_for(lambda: self._stop.is_set() or self._learnt != before, seconds)
 
     def look_at(self, digest: bytes, envelope: bytes, request_id: str) -> tuple[bytes | None, bytes]:
-        """Refuse or promise an envelope that is written down; (refusal, digest of the job that stands for it)."""
+        """Refuse or promise an envelope that is written down; (refusal, digest of the job that stands for it).
+
+        Raises:
+            RequestHeldError: it cannot be judged yet, and is written down no more.
+        """
         try:
-            request = self._intake.accept(envelope, digest)
+            verified = self._intake.accept(envelope, digest, again=self._journal.accepted(digest))
+            self._trusting.accept(verified)
+        except RequestHeldError:
+            self._let_go(digest)
+            raise
+        except TrustStateError as error:
+            self._let_go(digest)
+            raise RequestHeldError(CANNOT_STORE, str(error)) from None
         except RequestRejectedError as error:
             log.warning("refused request %s: %s", request_id or "(unnamed)", error.detail)
             job = self._journal.get(digest)
@@ -98,6 +147,7 @@ class Deliveries:
             if stands is not None:
                 self._patches.destroy(digest)
             return stands, digest
+        request = verified.request
         # The same request in other bytes (say, re-indented JSON) is still the same request.
         came_as, digest = digest, self._journal.verify(digest, request.request_id, time.time())
         if came_as != digest:
@@ -106,6 +156,11 @@ class Deliveries:
         with self._changed:
             self._changed.notify_all()
         return None, digest
+
+    def _let_go(self, digest: bytes) -> None:
+        self._journal.let_go(digest)
+        if self._journal.get(digest) is None:
+            self._patches.destroy(digest)
 
     # Asked to do it
 
@@ -117,8 +172,14 @@ class Deliveries:
         job = self._journal.get(digest)
         if job is not None and not self._is_to_begin(job, attempt, envelope):
             return digest, None
+        if job is None and (standing := self._same_request(digest, envelope)) != digest:
+            return self._ask(standing, attempt, request)
+        again = self._journal.accepted(digest)
+        if job is None or job.receipt is not None or VERIFIED not in job.steps:
+            # Before a line is written of what may have to wait for days.
+            self._intake.hold(envelope, again=again)
         with self._taking_in:
-            complete = self._patches.take_in(digest, envelope, request.patch)
+            complete = self._patches.take_in(digest, envelope, request.patch, again=again)
             if complete:
                 self._write_down(digest, attempt, request)
         if not complete:
@@ -136,6 +197,15 @@ class Deliveries:
         if refusal is not None:
             return digest, agent_pb2.DeliverResponse(receipt_envelope=refusal)
         return (digest, None) if standing == digest else self._ask(standing, attempt, request)
+
+    def _same_request(self, digest: bytes, envelope: bytes) -> bytes:
+        """Digest of the job that was promised for the same content in another envelope, or ``digest``."""
+        claimed = claimed_request(envelope)
+        if claimed is None:
+            return digest
+        standing = self._journal.stands_for(digest, claimed.request_id)
+        job = self._journal.get(standing) if standing != digest else None
+        return standing if job is not None and same_payload(job.envelope, envelope) else digest
 
     def _is_to_begin(self, job: Job, attempt: int, envelope: bytes) -> bool:
         """Is there more to do for a known job than to wait for what it comes to?"""
@@ -194,7 +264,7 @@ class Deliveries:
         envelope = request.request_envelope
         not_begun = agent_pb2.DeliverResponse(not_begun=True)
         try:
-            claimed = open_message(envelope, REQUEST_TYPE, pb.ForgetRequest, self._trust.request_keys)
+            claimed = self._trusting.approved(envelope)
         except ProtocolError:
             # It would never be begun, so there is nothing to write down.
             known = self._journal.get(digest)

@@ -67,7 +67,7 @@ def examine(config_path: Path, *, offline: bool = False) -> list[Finding]:
         config_path: agent.toml.
         offline: leave out what needs the network.
     """
-    from clue_agent import doctor_home, doctor_machine, doctor_network
+    from clue_agent import doctor_home, doctor_machine, doctor_network, doctor_trust
 
     found: list[Finding] = []
     config = _config(config_path, found)
@@ -77,6 +77,7 @@ def examine(config_path: Path, *, offline: bool = False) -> list[Finding]:
             found += _guarded(check.__name__, lambda check=check: check(config))  # type: ignore[misc]
         trust = _trust(config, found)
         if trust is not None:
+            found += _guarded("root", lambda: doctor_trust.root(config, trust))
             trust_checks: Sequence[TrustCheck] = doctor_network.CHECKS if not offline else doctor_network.OFFLINE_CHECKS
             for trust_check in trust_checks:
                 found += _guarded(trust_check.__name__, lambda check=trust_check: check(trust))  # type: ignore[misc]
@@ -113,8 +114,7 @@ def _trust(config: AgentConfig, found: list[Finding]) -> Trust | None:
             )
         )
         return None
-    count = len(trust.request_keys)
-    found.append(ok("trust", f"fleet {trust.fleet} at {trust.superlink}, {count} request key(s) pinned"))
+    found.append(ok("trust", f"fleet {trust.fleet} at {trust.superlink}"))
     return trust
 
 

@@ -35,7 +35,7 @@ def permissions(config: AgentConfig) -> Iterator[Finding]:
     if not home.stat().st_mode & stat.S_IWUSR:
         yield fail("home", f"{home} cannot be written", f"run 'chmod 700 {home}'")
         return
-    secret = [home, config.keys, config.receipt_key, config.supernode_key, config.trust]
+    secret = [home, config.keys, config.receipt_key, config.supernode_key, config.trust, config.trust_folder]
     open_ones = [path for path in secret if path.exists() and path.stat().st_mode & 0o077]
     for path in open_ones:
         mode = "700" if path.is_dir() else "600"

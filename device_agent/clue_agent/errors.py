@@ -47,6 +47,18 @@ class RequestRejectedError(AgentError):
         self.detail = detail
 
 
+class RequestHeldError(AgentError):
+    """A request cannot be judged yet: nothing is decided, and it is judged anew when it is delivered again.
+
+    Carries what it waits for, in a few words (``stage``) and in one line (``detail``).
+    """
+
+    def __init__(self, stage: str, detail: str) -> None:
+        super().__init__(detail)
+        self.stage = stage
+        self.detail = detail
+
+
 class JobFailedError(AgentError):
     """A job ended without a model that may be used; carries the reason that goes into the receipt."""
 

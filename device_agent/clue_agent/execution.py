@@ -20,17 +20,19 @@ from clue_agent import receipts
 from clue_agent.boxes import PATCH, Box
 from clue_agent.config import AgentConfig
 from clue_agent.erasing import Eraser
-from clue_agent.errors import AgentError, JobFailedError, StoreError
+from clue_agent.errors import AgentError, JobFailedError, RequestRejectedError, StoreError
 from clue_agent.forgotten import ForgottenList
 from clue_agent.guard import DEFAULT_METHOD, DEFAULT_TRIES, MAX_TRIES, Attempt, Verdict, judge, next_attempt
 from clue_agent.inbox import Inbox
+from clue_agent.intake import check_model
 from clue_agent.job import JobSpec, run_worker
 from clue_agent.journal import ERASED, EVALUATED, SWAPPED, Job, Journal
 from clue_agent.limits import Hold, check_free
 from clue_agent.store import CANDIDATE, ModelStore
-from clue_agent.verify import hyperparameters
+from clue_agent.trusting import DeviceTrust
+from clue_agent.verify import hyperparameters, reason_of
 from clue_protocol.documents import Trust
-from clue_protocol.envelope import REQUEST_TYPE, open_message, peek_message
+from clue_protocol.envelope import REQUEST_TYPE, peek_message
 from clue_protocol.errors import ProtocolError
 from clue_protocol.v1 import agent_pb2
 from clue_protocol.v1 import forget_pb2 as pb
@@ -50,6 +52,7 @@ class Machinery:
 
     config: AgentConfig
     trust: Trust
+    trusting: DeviceTrust
     signer: Signer
     journal: Journal
     store: ModelStore
@@ -106,12 +109,12 @@ class Execution:
     # Before the model is touched
 
     def _check_still_trusted(self) -> None:
-        """The signature was good when the job was accepted; since then the device may have been given other keys."""
+        """The signatures were good when the job was accepted; since then a newer root may have revoked a key."""
         try:
-            open_message(self._job.envelope, REQUEST_TYPE, pb.ForgetRequest, self._m.trust.request_keys)
-        except ProtocolError:
+            self._m.trusting.approved(self._job.envelope)
+        except ProtocolError as error:
             raise JobFailedError(
-                pb.REASON_BAD_SIGNATURE, "the keys that this device trusts changed since it accepted the request"
+                reason_of(error), f"since this device accepted the request its root has changed: {error}"
             ) from None
 
     def _begin_receipt(self) -> pb.Receipt:
@@ -146,6 +149,11 @@ class Execution:
         name = self._request.forget_class
         if name in spec.forgotten:
             return self._already_forgotten(receipt, name)
+        try:
+            # Another job may have changed the model since the request was accepted.
+            check_model(self._request, digest)
+        except RequestRejectedError as error:
+            raise JobFailedError(error.reason, error.detail) from None
         self._take_in_images()
         self._check_disk()
         if self._request.HasField("patch"):

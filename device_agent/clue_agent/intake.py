@@ -1,6 +1,6 @@
 """Is this request one that this device will carry out? Decided before anything is touched."""
 
-from datetime import UTC, datetime
+from contextlib import suppress
 
 from clue.spec import unknown_class_message
 from clue_agent.boxes import MOST_PATCH_BYTES, Box
@@ -8,37 +8,58 @@ from clue_agent.config import AgentConfig
 from clue_agent.errors import RequestRejectedError, StoreError
 from clue_agent.samples import count_images
 from clue_agent.store import ModelStore
+from clue_agent.trusting import DeviceTrust
 from clue_agent.vault import Vault
 from clue_agent.verify import open_request
-from clue_protocol.documents import Trust
+from clue_protocol.trust import VerifiedRequest
 from clue_protocol.v1 import forget_pb2 as pb
 
 
 class Intake:
     """Checks requests of one device against what it trusts, its model and its images."""
 
-    def __init__(self, config: AgentConfig, trust: Trust, store: ModelStore, vault: Vault, patches: Box) -> None:
+    def __init__(self, config: AgentConfig, trust: DeviceTrust, store: ModelStore, vault: Vault, patches: Box) -> None:
         self._config = config
         self._trust = trust
         self._store = store
         self._vault = vault
         self._patches = patches
 
-    def accept(self, envelope: bytes, job: bytes | None = None) -> pb.ForgetRequest:
-        """The request in an envelope; RequestRejectedError says why it is refused.
+    def accept(self, envelope: bytes, job: bytes | None = None, *, again: bool = False) -> VerifiedRequest:
+        """The request in an envelope, if it may be promised. Nothing is written.
 
-        With the digest of its ``job``, the patch that it needs must have come; otherwise that is not looked at.
+        Args:
+            envelope: as it was delivered.
+            job: digest of its job: the patch that it needs must have come. Without, that is not looked at.
+            again: the journal knows that this very request was accepted before.
+
+        Raises:
+            RequestRejectedError: why it is refused.
+            RequestHeldError: that cannot be said yet.
         """
-        request = open_request(envelope, self._trust.request_keys, self._trust.fleet, datetime.now(UTC))
+        verified = open_request(envelope, self._trust, again=again)
+        self._check(verified, job)
+        return verified
+
+    def hold(self, envelope: bytes, *, again: bool) -> None:
+        """RequestHeldError if the request cannot be judged yet; what is to be refused passes here."""
+        with suppress(RequestRejectedError):
+            open_request(envelope, self._trust, again=again)
+
+    def _check(self, verified: VerifiedRequest, job: bytes | None) -> None:
+        request = verified.request
         try:
             spec, model = self._store.spec()
         except StoreError as error:
             raise RequestRejectedError(pb.REASON_BAD_MODEL, str(error)) from None
         name = request.forget_class
+        # A journal may be lost after the work was done: the very same request is then found done.
+        if not (verified.is_known and name in spec.forgotten):
+            check_model(request, model)
         if name not in spec.classes:
             raise RequestRejectedError(pb.REASON_UNKNOWN_CLASS, unknown_class_message(name, spec.classes))
         if name in spec.forgotten:
-            return request
+            return
         if request.HasField("patch"):
             self._check_patch(request.patch, model)
         else:
@@ -54,7 +75,6 @@ class Intake:
                 "the patch that came is not the one that the request names by its SHA-256, or is larger than "
                 f"{MOST_PATCH_BYTES >> 20} MiB",
             )
-        return request
 
     def needs_patch(self, request: pb.ForgetRequest) -> bool:
         """True unless the request goes without a patch, or there is nothing left to forget."""
@@ -91,3 +111,12 @@ class Intake:
             return True
         # What waits in the folder is split when it is taken in; with so few, none may fall to the holdout.
         return self._config.vault.holdout_share > 0 and count_images(self._config.samples, name) >= 20
+
+
+def check_model(request: pb.ForgetRequest, digest: str) -> None:
+    """That a request which names the model that is to forget means the one in use; RequestRejectedError otherwise."""
+    if request.model_digest and request.model_digest != digest:
+        raise RequestRejectedError(
+            pb.REASON_WRONG_MODEL,
+            f"the request is for the model {request.model_digest[:16]!r}, this device has {digest[:16]!r}",
+        )

@@ -142,6 +142,15 @@ class Journal:
             row = self._db.execute(query, (digest, attempt)).fetchone()
         return bytes(row[0]) if row else None
 
+    def accepted(self, digest: bytes) -> bool:
+        """Was this request found to be one to work on before, at this attempt or an earlier one?"""
+        query = (
+            "SELECT 1 FROM step WHERE digest = ?1 AND name = 'verified' "
+            "UNION ALL SELECT 1 FROM earlier WHERE digest = ?1"
+        )
+        with self._lock:
+            return self._db.execute(query, (digest,)).fetchone() is not None
+
     def stands_for(self, digest: bytes, request_id: str) -> bytes:
         """The digest under which a verified request is worked on: its own, or that of the same one in other bytes."""
         with self._lock:
@@ -175,6 +184,27 @@ class Journal:
             db.execute("UPDATE job SET request_id = ? WHERE digest = ?", (request_id, digest))
             _step(db, digest, VERIFIED, now, {})
             return digest
+
+    def let_go(self, digest: bytes) -> None:
+        """An attempt that was written down cannot be judged yet: as if it had never come. A promised one stays."""
+        with self._write() as db:
+            open_one = "digest = ?1 AND receipt IS NULL AND recalled = 0"
+            if not db.execute(f"SELECT 1 FROM job WHERE {open_one}", (digest,)).fetchone():  # noqa: S608
+                return
+            if db.execute(f"SELECT 1 FROM step WHERE {_NOW} AND name = 'verified'", (digest,)).fetchone():  # noqa: S608
+                return
+            last = db.execute("SELECT max(attempt) FROM earlier WHERE digest = ?", (digest,)).fetchone()[0]
+            if last is None:
+                db.execute("DELETE FROM job WHERE digest = ?", (digest,))
+                return
+            db.execute(f"DELETE FROM step WHERE {_NOW}", (digest,))  # noqa: S608
+            db.execute(
+                "UPDATE job SET (attempt, received_at, receipt) = "
+                "(SELECT attempt, received_at, receipt FROM earlier WHERE digest = ?1 AND attempt = ?2) "
+                "WHERE digest = ?1",
+                (digest, last),
+            )
+            db.execute("DELETE FROM earlier WHERE digest = ? AND attempt = ?", (digest, last))
 
     def refuse(self, digest: bytes, now: float, receipt: bytes) -> bytes | None:
         """Record a refusal and return its receipt; the first one stands.

@@ -19,19 +19,21 @@ class Patches:
         self._box = box
         self._intake = intake
 
-    def take_in(self, job: bytes, envelope: bytes, patch: bytes) -> bool:
+    def take_in(self, job: bytes, envelope: bytes, patch: bytes, *, again: bool = False) -> bool:
         """Seal the patch for a job; False if it needs one, and none came.
 
         True also where the request will be refused, for its patch or for anything else: nothing is kept then.
+        ``again`` is that of :meth:`Intake.accept`.
 
         Raises:
             JournalWriteError: the disk is full.
+            RequestHeldError: the request cannot be judged yet.
         """
         claimed = claimed_request(envelope)
         if claimed is None or not claimed.HasField("patch") or self._box.has(job):
             return True
         try:
-            request = self._intake.accept(envelope)
+            request = self._intake.accept(envelope, again=again).request
             if not self._intake.needs_patch(request):
                 return True
         except RequestRejectedError:

@@ -13,10 +13,12 @@ from clue_agent.config import AgentConfig, config_text
 from clue_agent.errors import AgentError, ConfigError
 from clue_agent.sealed import KeyRing
 from clue_agent.store import ModelStore
+from clue_agent.trust_files import TrustFiles, pinned_root
 from clue_protocol.documents import Enrolment, Trust
 from clue_protocol.errors import DocumentError, ProtocolError
 from clue_protocol.files import LOCK_FILE, HomeLock, private_folder, write_atomic, write_new_secret
 from clue_protocol.keys import create_signing_key, load_signing_key
+from clue_protocol.trust.errors import RootForkError, RootInstallationError, RootRollbackError
 
 # Says that what is in the home was begun by a command that may be repeated.
 UNFINISHED = "setting-up"
@@ -148,14 +150,54 @@ def _create_supernode_key(path: Path) -> str:
     return _supernode_line(path)
 
 
-def save_trust(config: AgentConfig, text: str) -> Trust:
-    """Check a trust document and keep it; ConfigError if it is malformed."""
+def save_trust(config: AgentConfig, text: str, *, replace: bool = False) -> Trust:
+    """Pin the root of a trust document, and keep the document.
+
+    The same document, or a later one of the same installation, may be given again: the device goes forward only.
+
+    Args:
+        config: of the home.
+        text: the document.
+        replace: give up what was pinned before, for another installation or where it is damaged.
+
+    Raises:
+        ConfigError: the document is malformed, or would not take the device forward.
+        AlreadyRunningError: the agent runs.
+        TrustStateError: what was pinned is damaged, or the disk cannot be written.
+    """
     try:
         trust = Trust.from_json(text)
-    except DocumentError as error:
+        root = pinned_root(trust)
+    except ProtocolError as error:
         raise ConfigError(f"this is not a trust document: {error}") from None
-    write_atomic(config.trust, text.encode(), mode=0o600)
+    files = TrustFiles(config.trust_folder)
+    lock = HomeLock(config.home)
+    lock.acquire()
+    try:
+        if replace or not (files.exist() and _is_pinned(config)):
+            files.begin(root)
+        else:
+            files.advance(root)
+        # Last: without it, what lies in the folder was never trusted.
+        write_atomic(config.trust, text.encode(), mode=0o600)
+    except (RootInstallationError, RootRollbackError, RootForkError) as error:
+        raise ConfigError(
+            f"{error}: get a newer document; or --replace makes the device give up what it remembers"
+        ) from None
+    finally:
+        lock.release()
     return trust
+
+
+def _is_pinned(config: AgentConfig) -> bool:
+    try:
+        Trust.from_json(config.trust.read_bytes())
+    except FileNotFoundError:
+        return False
+    except (OSError, DocumentError):
+        # One of an earlier version, which pinned keys and no root.
+        return (config.trust_folder / "state.json").exists()
+    return True
 
 
 def load_trust(config: AgentConfig) -> Trust:

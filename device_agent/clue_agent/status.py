@@ -1,7 +1,7 @@
 """What a device is and does: from its running daemon, and from its home where none runs."""
 
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from clue_agent.errors import AgentError, ConfigError
 from clue_agent.journal import Journal
 from clue_agent.observe import JournalReader, read_model
 from clue_agent.setup import load_trust
+from clue_agent.trust_status import TrustView, answered_view, stored_view
+from clue_protocol.documents import Trust
 from clue_protocol.files import HomeLock
 from clue_protocol.keys import load_signing_key
 from clue_protocol.v1 import agent_pb2, agent_pb2_grpc
@@ -39,6 +41,7 @@ class Status:
         fraction: how much of it is done, in [0, 1].
         held: why the work is paused; empty while it is not.
         repaired: what the daemon mended at its start; empty if nothing.
+        trust: the root, and what is known of the time.
         last: the latest receipt's request, class, outcome, detail and end (RFC 3339); None without one.
     """
 
@@ -55,6 +58,7 @@ class Status:
     fraction: float = 0.0
     held: str = ""
     repaired: str = ""
+    trust: TrustView = field(default_factory=TrustView)
     last: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,14 +71,15 @@ def read_status(config: AgentConfig) -> Status:
     answer = ask_daemon(config)
     model = read_model(config)
     work = JournalReader(config.journal).read()
+    trust: Trust | None
     try:
-        fleet = load_trust(config).fleet
+        trust = load_trust(config)
     except ConfigError:
-        fleet = ""
+        trust = None
     active = answer is not None and answer.active_request_id != ""
     return Status(
         device=config.device_id,
-        fleet=fleet,
+        fleet=trust.fleet if trust is not None else "",
         running=answer is not None,
         model=model.digest,
         classes=list(model.classes),
@@ -86,6 +91,7 @@ def read_status(config: AgentConfig) -> Status:
         fraction=answer.progress.fraction if active and answer is not None else 0.0,
         held=answer.held if answer is not None else "",
         repaired=answer.repaired if answer is not None else "",
+        trust=answered_view(answer.trust) if answer is not None else stored_view(config, trust),
         last=_last(work.last),
     )
 

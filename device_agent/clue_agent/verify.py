@@ -2,49 +2,64 @@
 
 import json
 import math
-from collections.abc import Sequence
-from datetime import UTC, datetime
 
-from securesystemslib.signer import Key
-
-from clue_agent.errors import RequestRejectedError
-from clue_protocol.envelope import REQUEST_TYPE, open_message
-from clue_protocol.errors import EnvelopeError, SignatureError
+from clue_agent.errors import RequestHeldError, RequestRejectedError
+from clue_agent.trusting import DeviceTrust
+from clue_protocol.errors import EnvelopeError, ProtocolError
+from clue_protocol.trust import TrustError, VerifiedRequest
+from clue_protocol.trust import errors as why
 from clue_protocol.v1 import forget_pb2 as pb
 
+# Exactly these classes: what none of them says is an envelope that cannot be read.
+_REASONS: dict[type[ProtocolError], pb.Reason.ValueType] = {
+    EnvelopeError: pb.REASON_BAD_ENVELOPE,
+    why.UnknownFleetError: pb.REASON_UNKNOWN_FLEET,
+    why.RevokedKeyError: pb.REASON_REVOKED_KEY,
+    why.WrongRoleError: pb.REASON_WRONG_ROLE,
+    why.RequestContentError: pb.REASON_INVALID_REQUEST,
+    why.RootInstallationError: pb.REASON_WRONG_INSTALLATION,
+    why.WrongFleetError: pb.REASON_WRONG_FLEET,
+    why.RequestEpochError: pb.REASON_WRONG_EPOCH,
+    why.RequestReplayError: pb.REASON_REPLAYED,
+    why.RequestForkError: pb.REASON_FORKED,
+    why.RequestExpiredError: pb.REASON_EXPIRED,
+}
+# At most 32 characters: an operator sees them in a column.
+_STAGES: dict[type[ProtocolError], str] = {
+    why.WaitingForTimeError: "waiting for the time",
+    why.RootOutdatedError: "waiting for a newer root",
+    why.RootExpiredError: "waiting: the root has expired",
+}
 
-def open_request(envelope: bytes, keys: Sequence[Key], fleet: str, now: datetime) -> pb.ForgetRequest:
-    """Verify and parse a request; RequestRejectedError says why it is refused.
+
+def open_request(envelope: bytes, trust: DeviceTrust, *, again: bool = False) -> VerifiedRequest:
+    """Verify and parse a request.
 
     Args:
         envelope: the DSSE envelope as delivered.
-        keys: the keys this device pinned when it was enrolled.
-        fleet: the fleet this device belongs to.
-        now: the device's clock.
+        trust: whom this device obeys.
+        again: the journal knows that this very request was accepted before.
+
+    Raises:
+        RequestRejectedError: it is refused, for good.
+        RequestHeldError: that cannot be said yet.
     """
     try:
-        request = open_message(envelope, REQUEST_TYPE, pb.ForgetRequest, keys)
-    except EnvelopeError as error:
-        raise RequestRejectedError(pb.REASON_BAD_ENVELOPE, str(error)) from None
-    except SignatureError as error:
-        raise RequestRejectedError(pb.REASON_BAD_SIGNATURE, str(error)) from None
-    if request.fleet != fleet:
-        raise RequestRejectedError(
-            pb.REASON_WRONG_FLEET, f"the request is for fleet {request.fleet!r}, this device is in {fleet!r}"
-        )
-    if not request.request_id or not request.forget_class:
-        raise RequestRejectedError(pb.REASON_INVALID_REQUEST, "the request names no id or no class")
-    _check_policy(request.policy)
-    hyperparameters(request)
-    if not request.HasField("expires_at"):
-        raise RequestRejectedError(pb.REASON_INVALID_REQUEST, "the request never expires: it must say when")
-    try:
-        expires = datetime.fromtimestamp(request.expires_at.seconds, UTC)
-    except (ValueError, OverflowError, OSError):
-        raise RequestRejectedError(pb.REASON_INVALID_REQUEST, "the request's expiry is not a date") from None
-    if now >= expires:
-        raise RequestRejectedError(pb.REASON_EXPIRED, f"the request expired on {expires:%Y-%m-%d %H:%M:%S} UTC")
-    return request
+        verified = trust.judge(envelope, again=again)
+    except ProtocolError as error:
+        if isinstance(error, TrustError) and error.hold:
+            raise RequestHeldError(_STAGES.get(type(error), "waiting"), str(error)) from None
+        raise RequestRejectedError(reason_of(error), str(error)) from None
+    _check_policy(verified.request.policy)
+    hyperparameters(verified.request)
+    return verified
+
+
+def reason_of(error: ProtocolError) -> pb.Reason.ValueType:
+    """What a receipt says of an error of :mod:`clue_protocol.trust`."""
+    if isinstance(error, why.ThresholdError):
+        return pb.REASON_BELOW_THRESHOLD if error.signed else pb.REASON_BAD_SIGNATURE
+    return _REASONS.get(type(error), pb.REASON_BAD_ENVELOPE)
 
 
 def hyperparameters(request: pb.ForgetRequest) -> dict[str, object]:

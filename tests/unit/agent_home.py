@@ -1,7 +1,6 @@
 """A device for tests of the agent: its home, its requests, and a worker that is told what to say."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,47 +8,44 @@ from typing import Any
 
 import pytest
 from securesystemslib.signer import CryptoSigner
+from trust_house import House, key, request_message
 
 from clue_agent import base_model as base_model_module
 from clue_agent import execution as execution_module
 from clue_agent.agent import Agent
+from clue_agent.boottime import Clock
 from clue_agent.config import AgentConfig, WorkConfig
 from clue_agent.job import JobSpec
 from clue_agent.journal import Journal
 from clue_agent.limits import LimitsConfig
 from clue_agent.retention import VaultLimits
 from clue_agent.sealed import KeyRing
+from clue_agent.setup import load_trust, save_trust
 from clue_agent.store import CANDIDATE, ModelStore
 from clue_protocol.documents import Trust
 from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, open_message, sign_message
 from clue_protocol.v1 import agent_pb2
 from clue_protocol.v1 import forget_pb2 as pb
 
-OPERATOR, EVE, DEVICE = (CryptoSigner.generate_ed25519() for _ in range(3))
-TRUST = Trust("yard", (OPERATOR.public_key,), "127.0.0.1:9092", "(no certificate)")
+HOUSE = House()
+OPERATOR, EVE, DEVICE = HOUSE.operator, key("eve"), key("device")
+TRUST = HOUSE.trust()
 
 
 def make_store(config: AgentConfig) -> ModelStore:
     return ModelStore(config.store, KeyRing(config.keys))
 
 
-def make_request(**changes: Any) -> pb.ForgetRequest:
-    request = pb.ForgetRequest(
-        request_id="r-1", fleet="yard", sequence=1, forget_class="red", policy=pb.Policy(max_ua=1, max_ra_drop=1)
-    )
-    request.expires_at.FromSeconds(int(time.time()) + 3600)
-    for name, value in changes.items():
-        if name == "policy":
-            request.policy.CopyFrom(value)
-        elif name == "expires_in":
-            request.expires_at.seconds = int(time.time()) + value
-        else:
-            setattr(request, name, value)
-    return request
+make_request = request_message
 
 
 def envelope(signer: CryptoSigner = OPERATOR, request: pb.ForgetRequest | None = None, **changes: Any) -> bytes:
     return sign_message(request or make_request(**changes), REQUEST_TYPE, [signer])
+
+
+def pin(config: AgentConfig, trust: Trust = TRUST) -> None:
+    """What 'clue-agent trust' does, for the first time or again."""
+    save_trust(config, trust.to_json())
 
 
 @dataclass
@@ -59,10 +55,10 @@ class Device:
     config: AgentConfig
     agents: list[tuple[Agent, Journal]] = field(default_factory=list)
 
-    def boot(self, *, start: bool = True, trust: Trust = TRUST) -> Agent:
+    def boot(self, *, start: bool = True, clock: Clock | None = None) -> Agent:
         self.shut_down()
         journal = Journal(self.config.journal)
-        agent = Agent(self.config, trust, DEVICE, journal)
+        agent = Agent(self.config, load_trust(self.config), DEVICE, journal, clock)
         self.agents.append((agent, journal))
         if start:
             agent.start()
@@ -102,6 +98,7 @@ def device(tmp_path: Path, images_root: Path, bundle_dir: Path) -> Iterator[Devi
         home=tmp_path,
     )
     make_store(config).install(bundle_dir)
+    pin(config)
     made = Device(config)
     yield made
     made.shut_down()
@@ -115,9 +112,13 @@ def receipt_of(answer: agent_pb2.DeliverResponse) -> pb.Receipt:
 def ask(
     agent: Agent, data: bytes, request_id: str = "r-1", seconds: float = 0.0, **more: Any
 ) -> agent_pb2.DeliverResponse:
-    return agent.deliver(
-        agent_pb2.DeliverRequest(request_envelope=data, request_id=request_id, wait_seconds=seconds, **more)
-    )
+    """Deliver, and tell the time if the device asks for it."""
+    request = agent_pb2.DeliverRequest(request_envelope=data, request_id=request_id, wait_seconds=seconds, **more)
+    answer = agent.deliver(request)
+    if answer.time_nonce and not answer.receipt_envelope:
+        request.time_attestation = HOUSE.time(answer.time_nonce)
+        answer = agent.deliver(request)
+    return answer
 
 
 def deliver(agent: Agent, data: bytes, request_id: str = "r-1", seconds: float = 60.0, **more: Any) -> pb.Receipt:

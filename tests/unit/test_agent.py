@@ -27,6 +27,7 @@ from agent_home import (
     envelope,
     make_request,
     make_store,
+    pin,
     receipt_of,
 )
 
@@ -48,9 +49,9 @@ from clue_agent.sealed import KeyRing
 from clue_agent.status import update_model
 from clue_agent.store import CANDIDATE, INCOMING
 from clue_agent.vault import Vault
-from clue_protocol.documents import Trust
 from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, envelope_digest, sign_message
 from clue_protocol.keys import create_signing_key
+from clue_protocol.trust import FleetTrust
 from clue_protocol.v1 import forget_pb2 as pb
 
 # With the real worker
@@ -522,15 +523,20 @@ def test_orderly_stops_are_no_failed_attempts(device: Device, worker: FakeWorker
 
 
 def test_a_job_whose_key_is_no_longer_trusted_fails_and_blocks_nobody(device: Device, worker: FakeWorker) -> None:
-    old = envelope(request_id="r-old")
-    ask(device.boot(start=False), old, "r-old", 0)
+    house = House()
+    old = envelope(request_id="r-1")
+    ask(device.boot(start=False), old)
     before = device.model()
-    agent = device.boot(trust=Trust("yard", (EVE.public_key,), TRUST.superlink, TRUST.ca_pem))
-    receipt = deliver(agent, old, "r-old", 10)
-    assert (receipt.outcome, receipt.reason) == (pb.OUTCOME_FAILED, pb.REASON_BAD_SIGNATURE)
+    fleet = {"yard": FleetTrust(role(EVE)), "farm": FleetTrust(role(EVE))}
+    root = house.publish(fleets=fleet, revoke=[(OPERATOR.public_key, "stolen")])
+    agent = device.boot(start=False)
+    ask(agent, b"", root_envelopes=[root])
+    agent.start()
+    receipt = deliver(agent, old, "r-1", 10)
+    assert (receipt.outcome, receipt.reason) == (pb.OUTCOME_FAILED, pb.REASON_REVOKED_KEY)
     assert device.model() == before
     assert worker.jobs == []
-    assert deliver(agent, envelope(EVE, request_id="r-new"), "r-new").outcome == pb.OUTCOME_SUCCEEDED
+    assert deliver(agent, envelope(EVE, request_id="r-2"), "r-2").outcome == pb.OUTCOME_SUCCEEDED
 
 
 # The process around the worker
@@ -591,6 +597,7 @@ def test_a_worker_whose_agent_stops(device: Device, monkeypatch: pytest.MonkeyPa
 
 def test_a_home_without_a_model(tmp_path: Path, images_root: Path) -> None:
     config = AgentConfig(device_id="cam-1", samples=images_root, holdout=images_root, home=tmp_path)
+    pin(config)
     journal = Journal(config.journal)
     with pytest.raises(AgentError, match="clue-agent init"):
         Agent(config, TRUST, DEVICE, journal).start()

@@ -112,7 +112,9 @@ def require_threshold(envelope: Envelope, keys: Sequence[Key], threshold: int, w
     """The signers among ``keys``; ThresholdError if they are fewer than ``threshold`` (at least 1)."""
     present = signers(envelope, keys)
     if len(present) < max(threshold, 1):
-        raise ThresholdError(f"{what} is signed by {len(present)} of the {len(keys)} keys that may, {threshold} must")
+        raise ThresholdError(
+            f"{what} is signed by {len(present)} of the {len(keys)} keys that may, {threshold} must", len(present)
+        )
     return present
 
 

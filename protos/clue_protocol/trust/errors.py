@@ -17,7 +17,11 @@ class TrustError(ProtocolError):
 
 
 class ThresholdError(TrustError, SignatureError):
-    """Too few of the role's keys signed; no other key that is known did either."""
+    """Too few of the role's keys signed; no other key that is known did either. ``signed`` is how many did."""
+
+    def __init__(self, message: str, signed: int = 0) -> None:
+        super().__init__(message)
+        self.signed = signed
 
 
 class WrongRoleError(TrustError, SignatureError):

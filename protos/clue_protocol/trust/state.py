@@ -66,8 +66,7 @@ class TrustState:
         the year 2090, and all requests would have expired for ever (TUF calls it a fast-forward attack).
         """
         state = replace(self, root_version=new.root.version, root_digest=new.digest)
-        left = {fingerprint(key) for key in new.root.timestamp.keys}
-        if {fingerprint(key) for key in old.root.timestamp.keys} - left:
+        if forgets_time(old, new):
             return replace(state, attested_ns=new.root.issued_ns, attestation_sequence=0, announced_root=0)
         return replace(state, attested_ns=max(state.attested_ns, new.root.issued_ns))
 
@@ -153,6 +152,12 @@ class TrustState:
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise TrustStateError("the trust state is damaged") from None
+
+
+def forgets_time(old: TrustedRoot, new: TrustedRoot) -> bool:
+    """Was a timestamp key taken out of its role? What it said of the time is then worth nothing."""
+    left = {fingerprint(key) for key in new.root.timestamp.keys}
+    return bool({fingerprint(key) for key in old.root.timestamp.keys} - left)
 
 
 def load_state(path: Path) -> TrustState:

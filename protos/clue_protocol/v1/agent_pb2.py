@@ -22,29 +22,32 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x63lue/v1/agent.proto\x12\x07\x63lue.v1\"\xb6\x01\n\x0e\x44\x65liverRequest\x12\x18\n\x10request_envelope\x18\x01 \x01(\x0c\x12\x14\n\x0cwait_seconds\x18\x02 \x01(\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0e\n\x06recall\x18\x05 \x01(\x08\x12\r\n\x05patch\x18\x06 \x01(\x0c\x12\x16\n\x0eroot_envelopes\x18\x07 \x03(\x0c\x12\x18\n\x10time_attestation\x18\x08 \x01(\x0c\"\x9d\x01\n\x0f\x44\x65liverResponse\x12\x18\n\x10receipt_envelope\x18\x01 \x01(\x0c\x12#\n\x08progress\x18\x02 \x01(\x0b\x32\x11.clue.v1.Progress\x12\x11\n\tnot_begun\x18\x03 \x01(\x08\x12\x0e\n\x06update\x18\x04 \x01(\x0c\x12\x14\n\x0croot_version\x18\x05 \x01(\x04\x12\x12\n\ntime_nonce\x18\x06 \x01(\x0c\"+\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\"\x12\n\x10GetStatusRequest\"\x82\x02\n\x11GetStatusResponse\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x18\n\x10software_version\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x05 \x03(\t\x12\x11\n\tforgotten\x18\x06 \x03(\t\x12\x19\n\x11\x61\x63tive_request_id\x18\x07 \x01(\t\x12#\n\x08progress\x18\x08 \x01(\x0b\x32\x11.clue.v1.Progress\x12\x0c\n\x04held\x18\t \x01(\t\x12\x10\n\x08repaired\x18\n \x01(\t\x12\x17\n\x0funfinished_jobs\x18\x0b \x01(\r\"$\n\x12UpdateModelRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\">\n\x13UpdateModelResponse\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\t\x12\x11\n\tto_forget\x18\x02 \x03(\t2\xda\x01\n\x0c\x41gentService\x12<\n\x07\x44\x65liver\x12\x17.clue.v1.DeliverRequest\x1a\x18.clue.v1.DeliverResponse\x12\x42\n\tGetStatus\x12\x19.clue.v1.GetStatusRequest\x1a\x1a.clue.v1.GetStatusResponse\x12H\n\x0bUpdateModel\x12\x1b.clue.v1.UpdateModelRequest\x1a\x1c.clue.v1.UpdateModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x63lue/v1/agent.proto\x12\x07\x63lue.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb6\x01\n\x0e\x44\x65liverRequest\x12\x18\n\x10request_envelope\x18\x01 \x01(\x0c\x12\x14\n\x0cwait_seconds\x18\x02 \x01(\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0e\n\x06recall\x18\x05 \x01(\x08\x12\r\n\x05patch\x18\x06 \x01(\x0c\x12\x16\n\x0eroot_envelopes\x18\x07 \x03(\x0c\x12\x18\n\x10time_attestation\x18\x08 \x01(\x0c\"\x9d\x01\n\x0f\x44\x65liverResponse\x12\x18\n\x10receipt_envelope\x18\x01 \x01(\x0c\x12#\n\x08progress\x18\x02 \x01(\x0b\x32\x11.clue.v1.Progress\x12\x11\n\tnot_begun\x18\x03 \x01(\x08\x12\x0e\n\x06update\x18\x04 \x01(\x0c\x12\x14\n\x0croot_version\x18\x05 \x01(\x04\x12\x12\n\ntime_nonce\x18\x06 \x01(\x0c\"+\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\"\x12\n\x10GetStatusRequest\"\xa7\x02\n\x11GetStatusResponse\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x18\n\x10software_version\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x05 \x03(\t\x12\x11\n\tforgotten\x18\x06 \x03(\t\x12\x19\n\x11\x61\x63tive_request_id\x18\x07 \x01(\t\x12#\n\x08progress\x18\x08 \x01(\x0b\x32\x11.clue.v1.Progress\x12\x0c\n\x04held\x18\t \x01(\t\x12\x10\n\x08repaired\x18\n \x01(\t\x12\x17\n\x0funfinished_jobs\x18\x0b \x01(\r\x12#\n\x05trust\x18\x0c \x01(\x0b\x32\x14.clue.v1.TrustStatus\"\xf1\x01\n\x0bTrustStatus\x12\x14\n\x0cinstallation\x18\x01 \x01(\t\x12\x14\n\x0croot_version\x18\x02 \x01(\x04\x12\x33\n\x0froot_expires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x61nnounced_root\x18\x04 \x01(\x04\x12,\n\x08\x61t_least\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07\x61t_most\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61sking\x18\x07 \x01(\x08\"$\n\x12UpdateModelRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\">\n\x13UpdateModelResponse\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\t\x12\x11\n\tto_forget\x18\x02 \x03(\t2\xda\x01\n\x0c\x41gentService\x12<\n\x07\x44\x65liver\x12\x17.clue.v1.DeliverRequest\x1a\x18.clue.v1.DeliverResponse\x12\x42\n\tGetStatus\x12\x19.clue.v1.GetStatusRequest\x1a\x1a.clue.v1.GetStatusResponse\x12H\n\x0bUpdateModel\x12\x1b.clue.v1.UpdateModelRequest\x1a\x1c.clue.v1.UpdateModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'clue.v1.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DELIVERREQUEST']._serialized_start=33
-  _globals['_DELIVERREQUEST']._serialized_end=215
-  _globals['_DELIVERRESPONSE']._serialized_start=218
-  _globals['_DELIVERRESPONSE']._serialized_end=375
-  _globals['_PROGRESS']._serialized_start=377
-  _globals['_PROGRESS']._serialized_end=420
-  _globals['_GETSTATUSREQUEST']._serialized_start=422
-  _globals['_GETSTATUSREQUEST']._serialized_end=440
-  _globals['_GETSTATUSRESPONSE']._serialized_start=443
-  _globals['_GETSTATUSRESPONSE']._serialized_end=701
-  _globals['_UPDATEMODELREQUEST']._serialized_start=703
-  _globals['_UPDATEMODELREQUEST']._serialized_end=739
-  _globals['_UPDATEMODELRESPONSE']._serialized_start=741
-  _globals['_UPDATEMODELRESPONSE']._serialized_end=803
-  _globals['_AGENTSERVICE']._serialized_start=806
-  _globals['_AGENTSERVICE']._serialized_end=1024
+  _globals['_DELIVERREQUEST']._serialized_start=66
+  _globals['_DELIVERREQUEST']._serialized_end=248
+  _globals['_DELIVERRESPONSE']._serialized_start=251
+  _globals['_DELIVERRESPONSE']._serialized_end=408
+  _globals['_PROGRESS']._serialized_start=410
+  _globals['_PROGRESS']._serialized_end=453
+  _globals['_GETSTATUSREQUEST']._serialized_start=455
+  _globals['_GETSTATUSREQUEST']._serialized_end=473
+  _globals['_GETSTATUSRESPONSE']._serialized_start=476
+  _globals['_GETSTATUSRESPONSE']._serialized_end=771
+  _globals['_TRUSTSTATUS']._serialized_start=774
+  _globals['_TRUSTSTATUS']._serialized_end=1015
+  _globals['_UPDATEMODELREQUEST']._serialized_start=1017
+  _globals['_UPDATEMODELREQUEST']._serialized_end=1053
+  _globals['_UPDATEMODELRESPONSE']._serialized_start=1055
+  _globals['_UPDATEMODELRESPONSE']._serialized_end=1117
+  _globals['_AGENTSERVICE']._serialized_start=1120
+  _globals['_AGENTSERVICE']._serialized_end=1338
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ Device side: Flower's forwarder hands signed requests to the agent daemon over a
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -159,6 +160,7 @@ class GetStatusResponse(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     REPAIRED_FIELD_NUMBER: _builtins.int
     UNFINISHED_JOBS_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     fleet: _builtins.str
     software_version: _builtins.str
@@ -176,6 +178,8 @@ class GetStatusResponse(_message.Message):
     def forgotten(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def progress(self) -> Global___Progress: ...
+    @_builtins.property
+    def trust(self) -> Global___TrustStatus: ...
     def __init__(
         self,
         *,
@@ -190,14 +194,61 @@ class GetStatusResponse(_message.Message):
         held: _builtins.str = ...,
         repaired: _builtins.str = ...,
         unfinished_jobs: _builtins.int = ...,
+        trust: Global___TrustStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_request_id", b"active_request_id", "classes", b"classes", "device_id", b"device_id", "fleet", b"fleet", "forgotten", b"forgotten", "held", b"held", "model_digest", b"model_digest", "progress", b"progress", "repaired", b"repaired", "software_version", b"software_version", "unfinished_jobs", b"unfinished_jobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_request_id", b"active_request_id", "classes", b"classes", "device_id", b"device_id", "fleet", b"fleet", "forgotten", b"forgotten", "held", b"held", "model_digest", b"model_digest", "progress", b"progress", "repaired", b"repaired", "software_version", b"software_version", "trust", b"trust", "unfinished_jobs", b"unfinished_jobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class TrustStatus(_message.Message):
+    """What the device trusts, and what it knows of the time (trust.proto)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLATION_FIELD_NUMBER: _builtins.int
+    ROOT_VERSION_FIELD_NUMBER: _builtins.int
+    ROOT_EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    ANNOUNCED_ROOT_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    AT_MOST_FIELD_NUMBER: _builtins.int
+    ASKING_FIELD_NUMBER: _builtins.int
+    installation: _builtins.str
+    root_version: _builtins.int
+    announced_root: _builtins.int
+    """The newest root that was announced to it; above root_version, it waits for that one."""
+    asking: _builtins.bool
+    """A question for the time is open."""
+    @_builtins.property
+    def root_expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def at_least(self) -> _timestamp_pb2.Timestamp:
+        """By signed time it is at least, and at most, that late; the latter is absent until a question was answered."""
+
+    @_builtins.property
+    def at_most(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        installation: _builtins.str = ...,
+        root_version: _builtins.int = ...,
+        root_expires_at: _timestamp_pb2.Timestamp | None = ...,
+        announced_root: _builtins.int = ...,
+        at_least: _timestamp_pb2.Timestamp | None = ...,
+        at_most: _timestamp_pb2.Timestamp | None = ...,
+        asking: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "at_most", b"at_most", "root_expires_at", b"root_expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announced_root", b"announced_root", "asking", b"asking", "at_least", b"at_least", "at_most", b"at_most", "installation", b"installation", "root_expires_at", b"root_expires_at", "root_version", b"root_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustStatus: _TypeAlias = TrustStatus  # noqa: Y015
 
 @_typing.final
 class UpdateModelRequest(_message.Message):

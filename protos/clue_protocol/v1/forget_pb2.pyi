@@ -56,7 +56,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     DESCRIPTOR: _descriptor.EnumDescriptor
     REASON_UNSPECIFIED: _Reason.ValueType  # 0
     REASON_BAD_ENVELOPE: _Reason.ValueType  # 1
-    """Envelope: unreadable, or not signed by a key that the device pinned."""
+    """Envelope: unreadable, or not signed by anybody whom the device's root knows."""
     REASON_BAD_SIGNATURE: _Reason.ValueType  # 2
     REASON_WRONG_FLEET: _Reason.ValueType  # 3
     """Request: for another fleet, expired, or contradictory."""
@@ -81,13 +81,28 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_STORAGE_FAILED: _Reason.ValueType  # 18
     REASON_BAD_PATCH: _Reason.ValueType  # 19
     """The patch is missing, damaged, not the one that was signed, or for another model."""
+    REASON_REVOKED_KEY: _Reason.ValueType  # 20
+    """Signatures that are real, and do not count: of a revoked key, of a key with another role or for another fleet, or
+    too few.
+    """
+    REASON_WRONG_ROLE: _Reason.ValueType  # 21
+    REASON_BELOW_THRESHOLD: _Reason.ValueType  # 22
+    REASON_UNKNOWN_FLEET: _Reason.ValueType  # 23
+    """The device's root says nothing of its fleet."""
+    REASON_WRONG_INSTALLATION: _Reason.ValueType  # 24
+    """Properly signed, and not for this device: of another installation, or to be done to another model."""
+    REASON_WRONG_MODEL: _Reason.ValueType  # 25
+    REASON_WRONG_EPOCH: _Reason.ValueType  # 26
+    """Its sequence number: of another epoch than the root's, below one that was accepted, or one that another request had."""
+    REASON_REPLAYED: _Reason.ValueType  # 27
+    REASON_FORKED: _Reason.ValueType  # 28
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why an execution did not succeed."""
 
 REASON_UNSPECIFIED: Reason.ValueType  # 0
 REASON_BAD_ENVELOPE: Reason.ValueType  # 1
-"""Envelope: unreadable, or not signed by a key that the device pinned."""
+"""Envelope: unreadable, or not signed by anybody whom the device's root knows."""
 REASON_BAD_SIGNATURE: Reason.ValueType  # 2
 REASON_WRONG_FLEET: Reason.ValueType  # 3
 """Request: for another fleet, expired, or contradictory."""
@@ -112,6 +127,21 @@ REASON_OUT_OF_TIME: Reason.ValueType  # 17
 REASON_STORAGE_FAILED: Reason.ValueType  # 18
 REASON_BAD_PATCH: Reason.ValueType  # 19
 """The patch is missing, damaged, not the one that was signed, or for another model."""
+REASON_REVOKED_KEY: Reason.ValueType  # 20
+"""Signatures that are real, and do not count: of a revoked key, of a key with another role or for another fleet, or
+too few.
+"""
+REASON_WRONG_ROLE: Reason.ValueType  # 21
+REASON_BELOW_THRESHOLD: Reason.ValueType  # 22
+REASON_UNKNOWN_FLEET: Reason.ValueType  # 23
+"""The device's root says nothing of its fleet."""
+REASON_WRONG_INSTALLATION: Reason.ValueType  # 24
+"""Properly signed, and not for this device: of another installation, or to be done to another model."""
+REASON_WRONG_MODEL: Reason.ValueType  # 25
+REASON_WRONG_EPOCH: Reason.ValueType  # 26
+"""Its sequence number: of another epoch than the root's, below one that was accepted, or one that another request had."""
+REASON_REPLAYED: Reason.ValueType  # 27
+REASON_FORKED: Reason.ValueType  # 28
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final
