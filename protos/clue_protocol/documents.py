@@ -151,7 +151,7 @@ class Trust:
             raise DocumentError(f"superlink must be host:port, got {superlink!r}")
         return cls(
             fleet=check_name("fleet", _text(data, "fleet")),
-            root=_text(data, "root").encode(),
+            root=_ascii(data, "root"),
             superlink=superlink,
             ca_pem=_text(data, "ca_pem"),
         )
@@ -171,6 +171,13 @@ def _load(text: str | bytes, form: str) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("format") != form:
         raise DocumentError(f"the document is not of format {form!r}")
     return data
+
+
+def _ascii(data: dict[str, Any], name: str) -> bytes:
+    text = _text(data, name)
+    if not text.isascii():
+        raise DocumentError(f"{name} holds what no envelope does")
+    return text.encode()
 
 
 def _text(data: dict[str, Any], name: str) -> str:

@@ -4,7 +4,6 @@ import hashlib
 import multiprocessing
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from securesystemslib.signer import CryptoSigner
+from trust_house import HOUSE, request_message, sign_request
 
 from clue_agent import LiveModel
 from clue_agent.config import AgentConfig, WorkConfig, config_text
 from clue_agent.limits import LimitsConfig
 from clue_agent.retention import VaultLimits
 from clue_agent.sealed import KeyRing
+from clue_agent.setup import save_trust
 from clue_agent.store import ModelStore
-from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, open_message, sign_message
-from clue_protocol.keys import create_signing_key, key_to_json, load_signing_key
+from clue_protocol.envelope import RECEIPT_TYPE, open_message
+from clue_protocol.keys import create_signing_key, load_signing_key
 from clue_protocol.v1 import forget_pb2 as pb
 from integration.crash_life import Asked, live
 
-_OPERATOR = CryptoSigner.generate_ed25519()
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Starting a process polls all others: two threads that ask for one exit code at a time, and one of them gets 255.
 _STARTING = threading.Lock()
@@ -55,27 +54,14 @@ def make_template(home: Path, bundle_dir: Path, images_root: Path) -> Template:
     config = configured(home)
     ModelStore(config.store, KeyRing(config.keys)).install(bundle_dir)
     (home / "agent.toml").write_text(config_text(config))
+    save_trust(config, HOUSE.trust().to_json())
     return Template(home, request_envelope())
 
 
 def request_envelope(*, expires_in: float = 3600, **changes: Any) -> bytes:
     """A signed request to forget "red", quick and with a policy that anything meets."""
-    request = pb.ForgetRequest(
-        request_id="r-1",
-        fleet="yard",
-        sequence=1,
-        forget_class="red",
-        method="clue",
-        hyperparameters_json='{"min_steps": 2, "max_steps": 2}',
-        policy=pb.Policy(max_ua=1, max_ra_drop=1),
-    )
-    request.expires_at.FromSeconds(int(time.time() + expires_in))
-    for name, value in changes.items():
-        if name in ("policy", "patch"):
-            getattr(request, name).CopyFrom(value)
-        else:
-            setattr(request, name, value)
-    return sign_message(request, REQUEST_TYPE, [_OPERATOR])
+    settings = {"method": "clue", "hyperparameters_json": '{"min_steps": 2, "max_steps": 2}'}
+    return sign_request(request_message(**(settings | {"expires_in": expires_in} | changes)))
 
 
 def configured(home: Path) -> AgentConfig:
@@ -138,9 +124,8 @@ def life(
     if limits is not None:
         config = config.model_copy(update={"limits": limits})
     out = home.parent / f"{home.name}.out"
-    key = key_to_json(_OPERATOR.public_key)
     what = Asked(asked) if isinstance(asked, bytes) else asked
-    process = _CONTEXT.Process(target=live, args=(config, key, what, out, at, mode, real))
+    process = _CONTEXT.Process(target=live, args=(config, what, out, at, mode, real))
     with _STARTING:
         process.start()
     if kill_after is not None and not wait([process.sentinel], kill_after):

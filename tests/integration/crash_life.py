@@ -12,23 +12,23 @@ import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from securesystemslib.signer import CryptoSigner
+from trust_house import HOUSE
 
-from clue_agent import execution, inbox, intake
+from clue_agent import execution, inbox
 from clue_agent.agent import Agent
 from clue_agent.boxes import UPDATE, Box
 from clue_agent.config import AgentConfig
 from clue_agent.job import JobSpec
 from clue_agent.journal import Journal
 from clue_agent.sealed import KeyRing
+from clue_agent.setup import load_trust
 from clue_agent.store import CANDIDATE, ModelStore
-from clue_protocol.documents import Trust
-from clue_protocol.keys import key_from_json, load_signing_key
+from clue_protocol.keys import load_signing_key
 from clue_protocol.v1 import agent_pb2
 
 _CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "symlink", "chmod", "fchmod")
@@ -149,42 +149,34 @@ def stand_in_worker(still_known: int, job: JobSpec, config: AgentConfig, *_: Any
     }
 
 
-class _Clock1970(datetime):
-    """What a device without a real-time clock thinks before it has heard the time."""
-
-    @classmethod
-    def now(cls, tz: Any = None) -> "datetime":
-        return datetime.fromtimestamp(time.time(), tz)
-
-
-def live(
-    config: AgentConfig, trust_key: dict[str, Any], asked: Asked, out: Path, at: int, mode: str, real: bool
-) -> None:
+def live(config: AgentConfig, asked: Asked, out: Path, at: int, mode: str, real: bool) -> None:
     """Boot, deliver one request, keep what comes back in ``out``, stop; unless a fault comes first."""
+    true_time_ns = time.time_ns
     # The images were copied a moment ago and are whole: nothing to wait for.
     inbox._SETTLE_SECONDS = 0.0
     if not real:
         execution.run_worker = partial(stand_in_worker, asked.still_known)  # type: ignore[assignment]
     if mode == "1970":
-        beginning = time.time()
+        beginning, beginning_ns = time.time(), time.time_ns()
         time.time = lambda real=time.time: real() - beginning  # type: ignore[assignment]
-        intake.datetime = _Clock1970  # type: ignore[attr-defined]
+        time.time_ns = lambda real=time.time_ns: real() - beginning_ns  # type: ignore[assignment]
     faults = Faults(at, mode)
     faults.install()
     journal = Journal(config.journal)
     signer: CryptoSigner = load_signing_key(config.receipt_key)  # type: ignore[assignment]
-    trust = Trust("yard", (key_from_json(trust_key),), "127.0.0.1:9092", "(no certificate)")
-    agent = Agent(config, trust, signer, journal)
+    agent = Agent(config, load_trust(config), signer, journal)
     agent.start()
-    answer = agent.deliver(
-        agent_pb2.DeliverRequest(
-            request_envelope=asked.envelope,
-            request_id="r-1",
-            wait_seconds=120.0,
-            attempt=asked.attempt,
-            patch=asked.patch,
-        )
+    request = agent_pb2.DeliverRequest(
+        request_envelope=asked.envelope,
+        request_id="r-1",
+        wait_seconds=120.0,
+        attempt=asked.attempt,
+        patch=asked.patch,
     )
+    answer = agent.deliver(request)
+    if answer.time_nonce and not answer.receipt_envelope:
+        request.time_attestation = HOUSE.time(answer.time_nonce, at=true_time_ns())
+        answer = agent.deliver(request)
     with out.open("ab") as stream:  # not through the layer: this is the other side of the wire
         stream.write(len(answer.receipt_envelope).to_bytes(4, "big") + answer.receipt_envelope)
     agent.close()

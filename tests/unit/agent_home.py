@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from trust_house import House, key, request_message
+from trust_house import HOUSE, key, request_message
 
 from clue_agent import base_model as base_model_module
 from clue_agent import execution as execution_module
@@ -27,7 +27,6 @@ from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, open_message, sig
 from clue_protocol.v1 import agent_pb2
 from clue_protocol.v1 import forget_pb2 as pb
 
-HOUSE = House()
 OPERATOR, EVE, DEVICE = HOUSE.operator, key("eve"), key("device")
 TRUST = HOUSE.trust()
 

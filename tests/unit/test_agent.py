@@ -30,6 +30,7 @@ from agent_home import (
     pin,
     receipt_of,
 )
+from trust_house import House, role
 
 import clue
 from clue_agent import erasing as erasing_module

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agent_home import Device, FakeWorker, ask, deliver, envelope, make_request, make_store, receipt_of
+from agent_home import Device, FakeWorker, ask, deliver, envelope, make_request, make_store, pin, receipt_of
 
 import clue
 from clue.bundle import bundle_from_bytes
@@ -263,7 +263,7 @@ def test_a_crash_between_the_switch_and_the_receipt_keeps_the_update(
 
 
 def patch_request(device: Device, patch: bytes, **changes: Any) -> bytes:
-    request = make_request(**({"request_id": "r-patch", "policy": LOOSE} | changes))
+    request = make_request(**({"request_id": "r-patch", "sequence": 100, "policy": LOOSE} | changes))
     request.patch.CopyFrom(
         pb.PatchReference(
             source_request_id="r-1",
@@ -527,6 +527,7 @@ def test_an_update_of_one_device_is_a_patch_for_another(
     other = Device(device.config.model_copy(update={"home": tmp_path / "other"}))
     other.config.home.mkdir()
     make_store(other.config).install(bundle_dir)
+    pin(other.config)
     try:
         receipt = deliver(
             other.boot(), patch_request(other, answer.update, policy=policy), "r-patch", patch=answer.update

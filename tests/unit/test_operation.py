@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from trust_house import HOUSE
 from typer.testing import CliRunner
 
 from clue.spec import ModelSpec
@@ -35,6 +36,7 @@ from clue_agent.notify import Notifier, wait
 from clue_agent.observe import JournalReader
 from clue_agent.once import Ending, Once
 from clue_agent.sealed import KeyRing
+from clue_agent.setup import save_trust
 from clue_agent.status import read_status
 from clue_agent.store import ModelStore
 from clue_protocol.documents import Trust
@@ -325,7 +327,7 @@ def _authority(days: tuple[int, int]) -> tuple[ec.EllipticCurvePrivateKey, x509.
 
 def _trust(certificate: x509.Certificate, port: int) -> Trust:
     pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-    return Trust("homecams", (), f"localhost:{port}", pem)
+    return Trust("yard", HOUSE.roots[0], f"localhost:{port}", pem)
 
 
 @pytest.mark.parametrize(
@@ -408,10 +410,7 @@ def test_doctor_command(config: AgentConfig, monkeypatch: pytest.MonkeyPatch) ->
     assert found["trust"]["advice"]
     assert found["energy meter"]["level"] == "ok"
     trust = _trust(_authority((-10, 365))[1], free_port())
-    key = create_signing_key(config.home / "other.pem").public_key
-    text = Trust(trust.fleet, (key,), trust.superlink, trust.ca_pem).to_json()
-    config.trust.write_text(text)
-    config.trust.chmod(0o600)
+    save_trust(config, trust.to_json())
     good = CliRunner().invoke(app, ["doctor", "--offline", "--config", path])
     assert good.exit_code == 0, good.stdout
     assert "warn" not in good.stdout

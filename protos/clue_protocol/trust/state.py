@@ -171,7 +171,9 @@ def load_state(path: Path) -> TrustState:
         with path.open("rb") as stream:
             data = stream.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise TrustStateError(f"cannot read the trust state {path}: {error.strerror}") from None
+        raise TrustStateError(
+            f"cannot read the trust state {path}: {error.strerror}. Restore it, or enrol the device anew"
+        ) from None
     if len(data) > _MAX_BYTES:
         raise TrustStateError(f"the trust state {path} is larger than {_MAX_BYTES} bytes")
     try:
