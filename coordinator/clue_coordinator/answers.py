@@ -5,13 +5,21 @@ from contextlib import contextmanager
 
 import grpc
 
-from clue_coordinator.errors import ConflictError, CoordinatorError, FlowerError, LogDamagedError, UsageError
+from clue_coordinator.errors import (
+    ConflictError,
+    CoordinatorError,
+    FlowerError,
+    LogDamagedError,
+    UsageError,
+    WrongTokenError,
+)
 from clue_protocol.errors import DocumentError, ProtocolError
 
 _STATUS = {
     UsageError: grpc.StatusCode.INVALID_ARGUMENT,
     DocumentError: grpc.StatusCode.INVALID_ARGUMENT,
     ConflictError: grpc.StatusCode.FAILED_PRECONDITION,
+    WrongTokenError: grpc.StatusCode.UNAUTHENTICATED,
     FlowerError: grpc.StatusCode.UNAVAILABLE,
     LogDamagedError: grpc.StatusCode.DATA_LOSS,
 }

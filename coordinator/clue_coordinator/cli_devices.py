@@ -1,10 +1,11 @@
-"""``clue-coordinator device``: admit, look at, label and retire devices."""
+"""``clue-coordinator device``: admit, look at, label, retire and revoke devices."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from clue_coordinator import cli_invitations
 from clue_coordinator.cli_options import (
     Home,
     JsonFlag,
@@ -19,7 +20,10 @@ from clue_coordinator.cli_values import parse_labels
 from clue_coordinator.errors import UsageError
 from clue_coordinator.plain import device_data, full_device_data
 
-device_app = typer.Typer(no_args_is_help=True, help="Admit, list, label and retire devices.")
+device_app = typer.Typer(no_args_is_help=True, help="Admit, list, label, retire and revoke devices.")
+device_app.command("invite")(cli_invitations.invite)
+device_app.command("invitations")(cli_invitations.invitations)
+device_app.command("uninvite")(cli_invitations.uninvite)
 
 DeviceId = Annotated[str, typer.Argument(metavar="DEVICE", autocompletion=complete_device)]
 
@@ -136,3 +140,6 @@ def device_retire(
         device = client.retire_device(device_id)
     line = f"device {device.device_id} is retired; its receipts and history stay"
     print_result(as_json, device_data(device), line)
+
+
+device_app.command("revoke")(cli_invitations.revoke)

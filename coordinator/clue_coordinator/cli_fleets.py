@@ -20,6 +20,7 @@ from clue_coordinator.cli_roots import Approver, Require, fleet_approvers, read_
 from clue_coordinator.cli_values import request_states
 from clue_coordinator.errors import UsageError
 from clue_coordinator.plain import event_data, fleet_data, status_data
+from clue_protocol.v1 import operator_pb2 as pb
 
 fleet_app = typer.Typer(no_args_is_help=True, help="Make and list fleets.")
 fleet_app.command("approvers")(fleet_approvers)
@@ -38,7 +39,7 @@ def fleet_create(
         raise UsageError("--require goes with --approver")
     with operator_client(home) as client:
         fleet = client.create_fleet(name, read_approvers(approver or []), require)
-    line = f"fleet {name} is ready: add devices with 'clue-coordinator device add'"
+    line = f"fleet {name} is ready: add devices with 'clue-coordinator device invite'"
     if not fleet.require:
         line = (
             f"fleet {name} is made, but the root does not name it yet, and its holders must sign that: "
@@ -83,6 +84,7 @@ def status(home: Home = None, as_json: JsonFlag = False) -> None:
         )
         print(f" and {_works(info.dispatcher_running)} be asked")
         print(f"{data['online']} of {data['devices']} device(s) online, {len(views)} open request(s)")
+        print(f"certificates expire: {', '.join(map(_certificate, info.certificates))}")
         if info.root_expires_at.seconds < time.time() + WARN_SECONDS:
             date = info.root_expires_at.ToDatetime().date()
             print(f"the root expires on {date}, and devices stop then: 'clue-coordinator root renew'")
@@ -91,6 +93,12 @@ def status(home: Home = None, as_json: JsonFlag = False) -> None:
             out.print(requests_table(views, out.width))
     if not (info.superlink_running and info.dispatcher_running):
         raise typer.Exit(1)
+
+
+def _certificate(found: pb.Certificate) -> str:
+    text = f"{found.name} {found.expires_at.ToDatetime():%Y-%m-%d}"
+    # The server's is renewed by itself: if it is due for longer than a moment, the log says why.
+    return f"{text} (DUE: see docs/enrolment.md)" if found.due else text
 
 
 def _works(it: bool) -> str:

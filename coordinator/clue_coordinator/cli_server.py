@@ -29,6 +29,7 @@ def init(
     ] = "127.0.0.1",
     superlink_port: Port = 9092,
     operator_port: Port = 9443,
+    enrolment_port: Port = 9444,
     metrics_port: Port = 9464,
     console_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the web console; 0 for none.")] = 9465,
     console_listen: Annotated[
@@ -42,7 +43,7 @@ def init(
     """Make an installation: signing key, certificate authority, ledger, configuration."""
     from clue_coordinator.setup import initialise
 
-    ports = [superlink_port, operator_port, metrics_port, *([console_port] if console_port else [])]
+    ports = [superlink_port, operator_port, enrolment_port, metrics_port, *([console_port] if console_port else [])]
     if len(set(ports)) < len(ports):
         raise UsageError("the ports must differ")
     for option, value in (("--operator-listen", operator_listen), ("--console-listen", console_listen)):
@@ -56,6 +57,7 @@ def init(
         operator_listen=operator_listen,
         superlink_port=superlink_port,
         operator_port=operator_port,
+        enrolment_port=enrolment_port,
         metrics_port=metrics_port,
         console_port=console_port,
         console_listen=console_listen,

@@ -116,6 +116,33 @@ class OperatorClient:
         with self._errors():
             return self._stub.RetireDevice(pb.RetireDeviceRequest(device_id=device_id), timeout=_SLOW_SECONDS)
 
+    def revoke_device(self, device_id: str, reason: str) -> pb.Device:
+        """Cut a device off for good."""
+        call = pb.RevokeDeviceRequest(device_id=device_id, reason=reason)
+        with self._errors():
+            return self._stub.RevokeDevice(call, timeout=_SLOW_SECONDS)
+
+    def create_invitation(
+        self, fleet: str, lifetime_seconds: float, device_id: str = "", labels: Mapping[str, str] | None = None
+    ) -> pb.CreateInvitationResponse:
+        """Make a token with which one device can enrol itself."""
+        call = pb.CreateInvitationRequest(
+            fleet=fleet, device_id=device_id, labels=labels, lifetime_seconds=lifetime_seconds
+        )
+        with self._errors():
+            return self._stub.CreateInvitation(call, timeout=self._seconds)
+
+    def list_invitations(self, *, include_closed: bool = False) -> list[pb.InvitationView]:
+        """Those that can still be used, or all."""
+        call = pb.ListInvitationsRequest(include_closed=include_closed)
+        with self._errors():
+            return list(self._stub.ListInvitations(call, timeout=self._seconds).invitations)
+
+    def withdraw_invitation(self, number: int) -> pb.InvitationView:
+        """Make an invitation useless."""
+        with self._errors():
+            return self._stub.WithdrawInvitation(pb.WithdrawInvitationRequest(id=number), timeout=self._seconds)
+
     def forget(self, call: pb.ForgetCall) -> pb.RequestView:
         """Start a request; see :func:`forget_call`."""
         with self._errors():

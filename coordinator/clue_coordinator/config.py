@@ -49,9 +49,12 @@ class CoordinatorConfig(BaseModel):
     operator_listen: str = "127.0.0.1"
     superlink_port: Port = 9092
     operator_port: Port = 9443
+    enrolment_port: Port = 9444
     metrics_port: Port = 9464
     console_listen: str = "127.0.0.1"
     console_port: Annotated[int, Field(ge=0, le=65535)] = 9465
+    # Life of the server's certificate; it is renewed by itself when a third of that is left.
+    server_certificate_days: Annotated[float, Field(gt=0, le=3650)] = 90.0
     ledger: LedgerConfig = LedgerConfig()
     log: LogConfig = LogConfig()
     home: Path = Field(default=Path(), exclude=True)
@@ -68,6 +71,11 @@ class CoordinatorConfig(BaseModel):
     def superlink_address(self) -> str:
         """``host:port`` that devices connect to."""
         return _address(self.hosts[0], self.superlink_port)
+
+    @property
+    def enrolment_listen_address(self) -> str:
+        """``host:port`` on which devices with an invitation are answered."""
+        return _address(self.listen, self.enrolment_port)
 
     @property
     def operator_address(self) -> str:

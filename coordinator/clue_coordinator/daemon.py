@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from clue_coordinator import dispatch, metrics, operators, roots, tokens
+from clue_coordinator import dispatch, enrolment_service, metrics, operators, roots, tokens
 from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.console.server import Health, serve_console
 from clue_coordinator.errors import ConfigError, CoordinatorError
@@ -15,7 +15,8 @@ from clue_coordinator.flower import Flower
 from clue_coordinator.home_keys import HomeKeys, adopt_timestamp_key, create_home_keys, holds, load_home_keys
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.patches import Patcher
-from clue_coordinator.pki import check_pki, uncovered
+from clue_coordinator.pki import check_pki, finish_renewal, uncovered
+from clue_coordinator.renewal import Renewal
 from clue_coordinator.roles import unassigned_methods
 from clue_coordinator.server import OperatorServer
 from clue_coordinator.tick import tick
@@ -43,7 +44,10 @@ def run(config: CoordinatorConfig) -> None:
         stack.callback(lock.release)
         keys = load_home_keys(config)
         token = _token(config)
+        finish_renewal(config.pki)
         check_pki(config.pki)
+        # What is due now is due before anything uses it.
+        Renewal(config, time.time).check()
         _warn(config)
         # Before anything starts: a half-started daemon is harder to understand than one line.
         _check_ports(config)
@@ -65,7 +69,12 @@ def run(config: CoordinatorConfig) -> None:
         operator_service = operators.OperatorService(config, ledger, flower, keeper, keys)
         operator_server = OperatorServer(operator_service, config, ledger)
         stack.callback(operator_server.close)
-        metrics_server = metrics.serve(ledger, config.metrics_port)
+        enrolment = enrolment_service.EnrolmentService(config, ledger, flower)
+        enrolment_server = enrolment_service.EnrolmentServer(enrolment, config)
+        stack.callback(enrolment_server.close)
+        operator_service.cut_off.start()
+        stack.callback(operator_service.cut_off.close)
+        metrics_server = metrics.serve(ledger, config.metrics_port, [metrics.CertificateCollector(config)])
         stack.callback(metrics_server.shutdown)
         if config.console_port:
             console = serve_console(config, ledger, lambda: Health(flower.superlink_running, keeper.running))
@@ -75,15 +84,19 @@ def run(config: CoordinatorConfig) -> None:
         # First of all when it stops.
         stack.callback(operator_server.drain)
         log.info(
-            "operators: %s  devices: %s  metrics: %s  console: %s",
+            "operators: %s  devices: %s  enrolment: %s  metrics: %s  console: %s",
             config.operator_listen_address,
             config.superlink_address,
+            config.enrolment_listen_address,
             config.metrics_url,
             config.console_url if config.console_port else "off",
         )
         patcher = Patcher(ledger, keys.request)
+        # gRPC takes the new one for every new connection; the SuperLink reads it when it starts.
+        renewal = Renewal(config, time.time, flower.restart_superlink)
         while not stopping.wait(_TICK_SECONDS):
             _tick(ledger, patcher, schedule)
+            renewal.check()
         log.info("stopping")
 
 
@@ -161,6 +174,7 @@ def _check_ports(config: CoordinatorConfig) -> None:
     for purpose, host, port, option in (
         ("devices", config.listen, config.superlink_port, "superlink_port"),
         ("operators", config.operator_listen, config.operator_port, "operator_port"),
+        ("enrolment", config.listen, config.enrolment_port, "enrolment_port"),
         ("metrics", "127.0.0.1", config.metrics_port, "metrics_port"),
         ("the console", config.console_listen, config.console_port, "console_port"),
     ):

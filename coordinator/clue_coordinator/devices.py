@@ -78,14 +78,19 @@ def retire_device(ledger: Ledger, device_id: str) -> Device:
         check_in_use(device)
         device.retired_at, device.online = ledger.clock(), False
         ledger.record(session, "device.retired", fleet=device.fleet.name, device_id=device_id)
-        query = select(Execution).where(Execution.device_pk == device.id, Execution.state.in_(ACTIVE))
-        options = (selectinload(Execution.device), selectinload(Execution.request).selectinload(Request.fleet))
-        for execution in session.scalars(query.options(*options)).all():
-            execution.reason, execution.detail = "RETIRED", "the device was retired"
-            execution.handed_out = False
-            move(session, ledger, execution, ExecutionState.REMOVED)
-            finish_if_done(session, ledger, execution.request)
+        remove_from_requests(session, ledger, device, "RETIRED", "the device was retired")
         return device
+
+
+def remove_from_requests(session: Session, ledger: Ledger, device: Device, reason: str, detail: str) -> None:
+    """What is open for a device that goes is REMOVED."""
+    query = select(Execution).where(Execution.device_pk == device.id, Execution.state.in_(ACTIVE))
+    options = (selectinload(Execution.device), selectinload(Execution.request).selectinload(Request.fleet))
+    for execution in session.scalars(query.options(*options)).all():
+        execution.reason, execution.detail = reason, detail
+        execution.handed_out = False
+        move(session, ledger, execution, ExecutionState.REMOVED)
+        finish_if_done(session, ledger, execution.request)
 
 
 def join_requests(session: Session, ledger: Ledger, device: Device) -> None:

@@ -100,8 +100,10 @@ def check_new_device(ledger: Ledger, fleet: str, enrolment: Enrolment) -> None:
         taken = session.scalar(select(Device).where(Device.device_id == enrolment.device_id))
         if taken is not None:
             word = "is enrolled already" if taken.retired_at is None else "was retired, and keeps its name"
+            if taken.revoked_at is not None:
+                word = "was revoked, and keeps its name"
             raise ConflictError(f"device '{enrolment.device_id}' {word}, in fleet '{taken.fleet.name}'")
-        same_key = session.scalar(select(Device).where(Device.supernode_key == _key_only(enrolment.supernode_key)))
+        same_key = session.scalar(select(Device).where(Device.supernode_key == openssh_key(enrolment.supernode_key)))
         if same_key is not None:
             raise ConflictError(f"device '{same_key.device_id}' has the same key: every device makes its own")
 
@@ -109,30 +111,38 @@ def check_new_device(ledger: Ledger, fleet: str, enrolment: Enrolment) -> None:
 def add_device(ledger: Ledger, fleet_name: str, enrolment: Enrolment, node_id: int) -> Device:
     """Put an enrolled device into a fleet; its node is registered with Flower already."""
     with ledger.write() as session:
-        fleet = require_fleet(session, fleet_name)
-        device = Device(
-            device_id=enrolment.device_id,
-            node_id=str(node_id),
-            receipt_key=key_to_json(enrolment.receipt_key),
-            supernode_key=_key_only(enrolment.supernode_key),
-            classes=list(enrolment.classes),
-            # What a device says of itself; PostgreSQL refuses what is longer than its column.
-            model_digest=enrolment.model_digest[:64],
-            software_version=enrolment.software_version[:64],
-            online=False,
-            enrolled_at=ledger.clock(),
-            labels=dict(enrolment.labels),
-            fleet=fleet,
-            root_version=roots.newest_version(session),
-        )
-        session.add(device)
-        ledger.record(session, "device.added", fleet=fleet_name, device_id=enrolment.device_id)
-        session.flush()
-        log_enrolment(session, device)
-        join_requests(session, ledger, device)
-        return device
+        return insert_device(session, ledger, fleet_name, enrolment, node_id)
 
 
-def _key_only(line: str) -> str:
+def insert_device(
+    session: Session, ledger: Ledger, fleet_name: str, enrolment: Enrolment, node_id: int, envelope: bytes | None = None
+) -> Device:
+    """:func:`add_device` in the transaction of ``session``; ``envelope`` is what the device signed, if it did."""
+    fleet = require_fleet(session, fleet_name)
+    device = Device(
+        device_id=enrolment.device_id,
+        node_id=str(node_id),
+        receipt_key=key_to_json(enrolment.receipt_key),
+        supernode_key=openssh_key(enrolment.supernode_key),
+        classes=list(enrolment.classes),
+        # What a device says of itself; PostgreSQL refuses what is longer than its column.
+        model_digest=enrolment.model_digest[:64],
+        software_version=enrolment.software_version[:64],
+        online=False,
+        enrolled_at=ledger.clock(),
+        labels=dict(enrolment.labels),
+        enrolment_envelope=envelope,
+        fleet=fleet,
+        root_version=roots.newest_version(session),
+    )
+    session.add(device)
+    ledger.record(session, "device.added", fleet=fleet_name, device_id=enrolment.device_id)
+    session.flush()
+    log_enrolment(session, device)
+    join_requests(session, ledger, device)
+    return device
+
+
+def openssh_key(line: str) -> str:
     """An OpenSSH public key without its comment."""
     return " ".join(re.split(r"\s+", line.strip())[:2])

@@ -45,6 +45,10 @@ class LogDamagedError(CoordinatorError):
     """The transparency log in the ledger is not what was appended and signed."""
 
 
+class WrongTokenError(CoordinatorError):
+    """No invitation has this secret."""
+
+
 class RootRefusedError(ConflictError):
     """A root that does not follow the newest one, or that too few of its holders have signed."""
 

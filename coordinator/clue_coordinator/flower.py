@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 _CONNECTION = "clue"
 _COMMAND_SECONDS = 60.0
 _START_SECONDS = 60.0
+# Flower's words for an unknown node, or one that was unregistered.
+_NO_NODE = "Node ID not found"
 
 
 class Flower:
@@ -88,8 +90,16 @@ class Flower:
         return int(str(answer["node-id"]))
 
     def unregister(self, node_id: int) -> None:
-        """Take a SuperNode out again."""
-        self._flwr("supernode", "unregister", str(node_id), _CONNECTION, "--format", "json")
+        """Take a SuperNode out again; no error if it is not there any more."""
+        try:
+            self._flwr("supernode", "unregister", str(node_id), _CONNECTION, "--format", "json")
+        except FlowerError as error:
+            if _NO_NODE not in str(error):
+                raise
+
+    def restart_superlink(self) -> None:
+        """End the SuperLink; its supervisor starts it anew, with the certificate that is there then."""
+        self._superlink.restart()
 
     def start_dispatcher(self, socket: Path) -> str:
         """Start a run of the dispatcher; returns the epoch that names it."""

@@ -168,6 +168,10 @@ class DeviceData(TypedDict):
     software_version: Annotated[str, _says("of its agent")]
     enrolled_at: Annotated[Time | None, _says("when it was added")]
     retired_at: Annotated[Time | None, _says("when it was retired; null while it is in use")]
+    revoked_at: Annotated[Time | None, _says("when it was revoked; then it is retired, too")]
+    revocation_reason: Annotated[str, _says("why")]
+    refused_receipts: Annotated[int, _says("receipts that came after it was revoked")]
+    cut_off_at: Annotated[Time | None, _says("since when a retired or revoked device can no longer connect")]
 
 
 @_exact
@@ -297,6 +301,40 @@ class NewTokenData(TokenData):
 
 
 @_exact
+class InvitationData(TypedDict):
+    """An invitation, without its token."""
+
+    id: Annotated[int, _says("number")]
+    fleet: Annotated[str, _says("fleet of the device")]
+    device_id: Annotated[str, _says("the name that the device must take; empty if it may choose")]
+    labels: Annotated[dict[str, str], _says("labels that it gets")]
+    state: Annotated[Literal["OPEN", "USED", "EXPIRED", "WITHDRAWN"], _says("whether it can be used")]
+    created_by: Annotated[str, _says("operator's token that made it")]
+    created_at: Annotated[Time | None, _says("when")]
+    expires_at: Annotated[Time | None, _says("by the coordinator's clock")]
+    withdrawn_at: Annotated[Time | None, _says("null if it was not")]
+    used_at: Annotated[Time | None, _says("when a device enrolled with it")]
+    used_by: Annotated[str, _says("that device, or empty")]
+
+
+@_exact
+class NewInvitationData(InvitationData):
+    """An invitation that was just made."""
+
+    token: Annotated[str, _says("the token itself, this once")]
+    command: Annotated[str, _says("what to run on the device; MODEL is the folder of a bundle there")]
+
+
+@_exact
+class CertificateData(TypedDict):
+    """A certificate of the installation."""
+
+    name: Annotated[Literal["ca", "server"], _says("which")]
+    expires_at: Annotated[Time | None, _says("when")]
+    due: Annotated[bool, _says("it should have been replaced; the server's is replaced by itself")]
+
+
+@_exact
 class KeyData(TypedDict):
     """A public key."""
 
@@ -360,6 +398,7 @@ class StatusData(TypedDict):
     root_version: Annotated[int, _says("version of the newest root")]
     root_expires_at: Annotated[Time | None, _says("devices stop then unless there is a newer root")]
     open_requests: Annotated[int, _says("requests that are AWAITING_APPROVAL, SCHEDULED or IN_PROGRESS")]
+    certificates: Annotated[list[CertificateData], _says("of this installation")]
 
 
 # Document -> the commands that print it. A list of them is marked with [].
@@ -371,8 +410,10 @@ DOCUMENTS: dict[str, tuple[object, str]] = {
     ),
     "request-with-devices": (RequestWithDevicesData, "forget, request show"),
     "plan": (PlanData, "forget --dry-run"),
-    "device": (DeviceData, "device list [], device add, trust, label and retire"),
+    "device": (DeviceData, "device list [], device add, trust, label, retire and revoke"),
     "device-with-events": (DeviceWithEventsData, "device show"),
+    "invitation": (InvitationData, "device invitations [], device uninvite"),
+    "new-invitation": (NewInvitationData, "device invite"),
     "event": (EventData, "history []"),
     "fleet": (FleetData, "fleet list [], fleet create and approvers"),
     "token": (TokenData, "token list [], token revoke"),

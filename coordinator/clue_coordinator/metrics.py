@@ -1,7 +1,8 @@
 """``/metrics`` for Prometheus, read from the ledger at every scrape, so a restart loses nothing."""
 
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from wsgiref.simple_server import WSGIServer
 
@@ -13,10 +14,12 @@ from sqlalchemy.orm import Session, selectinload
 
 import clue
 from clue_coordinator import roots
+from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.errors import CoordinatorError
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, Fleet, Request
 from clue_coordinator.receipts import is_verified
+from clue_coordinator.renewal import certificate_states
 from clue_coordinator.states import ExecutionState, RequestState
 from clue_coordinator.views import stored_receipt
 from clue_protocol.v1 import forget_pb2 as pb
@@ -167,10 +170,26 @@ def latest_receipts(session: Session) -> Iterator[tuple[Device, pb.Receipt]]:
             yield next((pair for pair in found if pair[1].HasField("energy")), found[0])
 
 
-def serve(ledger: Ledger, port: int) -> WSGIServer:
+class CertificateCollector(Collector):
+    """When the installation's certificates expire, read from their files."""
+
+    def __init__(self, config: CoordinatorConfig) -> None:
+        self._config = config
+
+    def collect(self) -> Iterator[Metric]:
+        """Both certificates."""
+        name = "clue_certificate_expiry_timestamp_seconds"
+        family = GaugeMetricFamily(name, "When a certificate expires.", labels=["certificate"])
+        for found in certificate_states(self._config, time.time()):
+            family.add_metric([found.name], found.expires_at)
+        yield family
+
+
+def serve(ledger: Ledger, port: int, more: Iterable[Collector] = ()) -> WSGIServer:
     """Start the endpoint on loopback; CoordinatorError if the port cannot be had."""
     registry = CollectorRegistry()
-    registry.register(LedgerCollector(ledger))
+    for collector in (LedgerCollector(ledger), *more):
+        registry.register(collector)
     try:
         server, _ = start_http_server(port, addr="127.0.0.1", registry=registry)
     except OSError as error:

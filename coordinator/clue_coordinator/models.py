@@ -69,6 +69,16 @@ class Device(Base):
     labels: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)
     # Taken out for good; its name and its receipts stay.
     retired_at: Mapped[float | None] = mapped_column(Float)
+    # Cut off for good, why, and the document in the log that says so; retired_at is set, too.
+    revoked_at: Mapped[float | None] = mapped_column(Float)
+    revocation_reason: Mapped[str] = mapped_column(String, default="", server_default="")
+    revocation: Mapped[bytes | None] = mapped_column(LargeBinary)
+    # Receipts that came after that.
+    refused_receipts: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    # Since when Flower does not admit it any more.
+    cut_off_at: Mapped[float | None] = mapped_column(Float)
+    # What it signed when it enrolled itself: the proof that its name and its receipt key belong together.
+    enrolment_envelope: Mapped[bytes | None] = mapped_column(LargeBinary)
     # Newest root that it said it has, or was enrolled with; 0 if it never said.
     root_version: Mapped[int] = mapped_column(BigInteger, default=0)
     # What it asks the time with; empty if it does not ask.
@@ -238,6 +248,32 @@ class Token(Base):
     revoked_at: Mapped[float | None] = mapped_column(Float)
     # Written at most once a minute.
     last_used_at: Mapped[float | None] = mapped_column(Float)
+
+
+class Invitation(Base):
+    """A token with which one device can enrol itself: the SHA-256 of its secret, never the secret itself."""
+
+    __tablename__ = "invitation"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    fleet_id: Mapped[int] = mapped_column(ForeignKey("fleet.id"))
+    # The name that the device must take; empty if it may choose.
+    device_id: Mapped[str] = mapped_column(String(63), default="")
+    labels: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)
+    # Version of the root whose digest the token carries.
+    root_version: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[float] = mapped_column(Float)
+    created_by: Mapped[str] = mapped_column(String(63))
+    expires_at: Mapped[float] = mapped_column(Float)
+    withdrawn_at: Mapped[float | None] = mapped_column(Float)
+    # Key id of the receipt key of the device that came first: from then on the token is that device's.
+    receipt_keyid: Mapped[str | None] = mapped_column(String(64))
+    # Set with the device it made; no two invitations make one device, and no invitation makes two.
+    device_pk: Mapped[int | None] = mapped_column(ForeignKey("device.id"), unique=True)
+    used_at: Mapped[float | None] = mapped_column(Float)
+    fleet: Mapped[Fleet] = relationship()
+    device: Mapped[Device | None] = relationship()
 
 
 class RootVersion(Base):

@@ -16,14 +16,17 @@ from clue_coordinator.answers import answering as _answering
 from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.dispatch import DispatcherKeeper
 from clue_coordinator.enrol import add_device, check_new_device, create_fleet
-from clue_coordinator.errors import FlowerError, UsageError
+from clue_coordinator.errors import UsageError
 from clue_coordinator.flower import Flower
 from clue_coordinator.home_keys import HomeKeys
+from clue_coordinator.invitation_service import InvitationMethods
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.log_service import LogMethods
 from clue_coordinator.models import Device, Fleet
 from clue_coordinator.plan import parse_plan
 from clue_coordinator.progress import progress_of
+from clue_coordinator.renewal import certificate_states
+from clue_coordinator.revocation import CutOff
 from clue_coordinator.targets import Target
 from clue_coordinator.token_service import TokenMethods
 from clue_coordinator.trust_service import TrustMethods, approver_role
@@ -38,7 +41,9 @@ _EXECUTIONS, _MAX_EXECUTIONS = 50, 500
 _WATCH_PAUSE_SECONDS = 0.2
 
 
-class OperatorService(TokenMethods, TrustMethods, LogMethods, operator_pb2_grpc.OperatorServiceServicer):
+class OperatorService(
+    TokenMethods, InvitationMethods, TrustMethods, LogMethods, operator_pb2_grpc.OperatorServiceServicer
+):
     """See operator.proto."""
 
     def __init__(
@@ -55,6 +60,7 @@ class OperatorService(TokenMethods, TrustMethods, LogMethods, operator_pb2_grpc.
         self._keeper = keeper
         self._keys = keys
         self._watched = WatchedRequests(ledger, self._view)
+        self.cut_off = CutOff(ledger, flower)
 
     def GetServerInfo(  # noqa: D102
         self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
@@ -69,6 +75,10 @@ class OperatorService(TokenMethods, TrustMethods, LogMethods, operator_pb2_grpc.
             superlink_address=self._config.superlink_address,
             superlink_running=self._flower.superlink_running,
             dispatcher_running=self._keeper.running,
+            certificates=[
+                pb.Certificate(name=found.name, expires_at=views.stamp(found.expires_at), due=found.due)
+                for found in certificate_states(self._config, self._ledger.clock())
+            ],
         )
 
     def CreateFleet(self, request: pb.CreateFleetRequest, context: grpc.ServicerContext) -> pb.Fleet:  # noqa: D102
@@ -124,11 +134,8 @@ class OperatorService(TokenMethods, TrustMethods, LogMethods, operator_pb2_grpc.
     def RetireDevice(self, request: pb.RetireDeviceRequest, context: grpc.ServicerContext) -> pb.Device:  # noqa: D102
         with _answering(context):
             device = devices.retire_device(self._ledger, request.device_id)
-            try:
-                self._flower.unregister(int(device.node_id))
-            except FlowerError as error:
-                # It gets nothing any more, connected or not.
-                log.warning("device %s is retired, but Flower still admits it: %s", device.device_id, error)
+            # If that has to wait: it gets nothing any more, connected or not.
+            device.cut_off_at = self.cut_off.now(device)
             return views.device_view(device)
         raise AssertionError
 

@@ -154,6 +154,10 @@ def device_data(device: pb.Device) -> js.DeviceData:
         "software_version": device.software_version,
         "enrolled_at": _time(device, "enrolled_at"),
         "retired_at": _time(device, "retired_at"),
+        "revoked_at": _time(device, "revoked_at"),
+        "revocation_reason": device.revocation_reason,
+        "refused_receipts": device.refused_receipts,
+        "cut_off_at": _time(device, "cut_off_at"),
     }
 
 
@@ -216,6 +220,10 @@ def status_data(info: pb.GetServerInfoResponse, devices: int, online: int, open_
         "root_version": info.root_version,
         "root_expires_at": _time(info, "root_expires_at"),
         "open_requests": open_requests,
+        "certificates": [
+            {"name": cast(Any, found.name), "expires_at": _time(found, "expires_at"), "due": found.due}
+            for found in info.certificates
+        ],
     }
 
 
@@ -276,6 +284,23 @@ def token_data(token: pb.Token) -> js.TokenData:
 def new_token_data(token: pb.Token, secret: str | None) -> js.NewTokenData:
     """A token that was just made."""
     return {**token_data(token), "secret": secret}
+
+
+def invitation_data(view: pb.InvitationView) -> js.InvitationData:
+    """An invitation, without its token."""
+    return {
+        "id": view.id,
+        "fleet": view.fleet,
+        "device_id": view.device_id,
+        "labels": dict(view.labels),
+        "state": cast(Any, view.state),
+        "created_by": view.created_by,
+        "created_at": _time(view, "created_at"),
+        "expires_at": _time(view, "expires_at"),
+        "withdrawn_at": _time(view, "withdrawn_at"),
+        "used_at": _time(view, "used_at"),
+        "used_by": view.used_by,
+    }
 
 
 def _share(accuracy: forget_pb2.Accuracy) -> float | None:

@@ -74,6 +74,8 @@ def devices_table(devices: Iterable[pb.Device]) -> RenderableType:
 
 
 def _presence(device: pb.Device) -> Text:
+    if device.HasField("revoked_at"):
+        return Text("revoked", "red")
     if device.HasField("retired_at"):
         return Text("retired", "yellow")
     return Text("yes", "green") if device.online else Text("no", "red")
@@ -143,6 +145,10 @@ def device_page(device: pb.Device, events: list[pb.Event]) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     seen = f"last seen {time_text(device.last_seen)} UTC" if device.HasField("last_seen") else "never seen"
     retired = f"retired {minute_text(device.retired_at)} UTC" if device.HasField("retired_at") else ""
+    if device.HasField("revoked_at"):
+        retired = f"revoked {minute_text(device.revoked_at)} UTC: {device.revocation_reason}"
+    if retired and not device.HasField("cut_off_at"):
+        retired += ", still to be cut off by Flower"
     for name, value in (
         ("device", device.device_id),
         ("fleet", device.fleet),

@@ -12,6 +12,7 @@ from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Execution, PastReceipt, Request, Update
 from clue_coordinator.plan import RolloutPlan
 from clue_coordinator.receipts import accept_receipt
+from clue_coordinator.revocation import MOST_REFUSAL_EVENTS
 from clue_coordinator.states import ACTIVE, FINAL_REQUEST, OPEN_REQUEST, ExecutionState, may_follow
 from clue_coordinator.tlog.record import log_receipt
 from clue_protocol.envelope import MAX_UPDATE_BYTES
@@ -57,6 +58,9 @@ def report_receipt(
     """Take a device's receipt. One that is none counts as a fault, and the device is asked again."""
     with ledger.write() as session:
         execution = _find(session, execution_id, node_id, told)
+        if execution.device.revoked_at is not None:
+            _refuse(session, ledger, execution)
+            return
         if _is_open(ledger, execution) and _is_past(session, execution, envelope):
             return  # a duplicate of an answer after which the device is asked once more
         try:
@@ -87,6 +91,21 @@ def report_receipt(
 
 def _log(session: Session, execution: Execution, envelope: bytes) -> None:
     log_receipt(session, execution.request_id, execution.device.device_id, envelope)
+
+
+def _refuse(session: Session, ledger: Ledger, execution: Execution) -> None:
+    """A revoked device's receipt: whoever has its key may have made it, whenever it says it was."""
+    device = execution.device
+    device.refused_receipts += 1
+    if device.refused_receipts <= MOST_REFUSAL_EVENTS:
+        ledger.record(
+            session,
+            "receipt.refused",
+            fleet=execution.request.fleet.name,
+            device_id=device.device_id,
+            request_id=execution.request_id,
+            detail="the device is revoked",
+        )
 
 
 def _conclude(

@@ -84,7 +84,7 @@ def plan_request(session: Session, order: ForgetOrder, now: float) -> Planned:
             raise UsageError(f"the {name} has {len(text)} characters; {longest} are the most")
     fleet = require_fleet(session, order.fleet)
     if not any(device.retired_at is None for device in fleet.devices):
-        raise ConflictError(f"fleet '{order.fleet}' has no devices: add one with 'clue-coordinator device add'")
+        raise ConflictError(f"fleet '{order.fleet}' has no devices: add one with 'clue-coordinator device invite'")
     classes = fleet_classes(fleet)
     if order.forget_class not in classes:
         raise UsageError(f"fleet '{order.fleet}': {unknown_class(order.forget_class, classes)}")

@@ -15,6 +15,7 @@ from clue_coordinator.access import Access, Refused
 from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.errors import CoordinatorError
 from clue_coordinator.ledger import Ledger
+from clue_coordinator.renewal import server_credentials
 from clue_coordinator.roles import SERVICE
 from clue_coordinator.streams import MOST_STREAMS, Stream, Streams
 from clue_protocol.v1 import operator_pb2_grpc
@@ -67,11 +68,8 @@ class OperatorServer:
         operator_pb2_grpc.add_OperatorServiceServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _add_reflection(self._server)
-        credentials = grpc.ssl_server_credentials(
-            [((config.pki / "server-key.pem").read_bytes(), (config.pki / "server.pem").read_bytes())]
-        )
         try:
-            self._server.add_secure_port(config.operator_listen_address, credentials)
+            self._server.add_secure_port(config.operator_listen_address, server_credentials(config.pki))
         except RuntimeError:
             raise CoordinatorError(
                 f"cannot listen on {config.operator_listen_address}: the port is in use, "

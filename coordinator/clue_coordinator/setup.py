@@ -67,7 +67,7 @@ def _fill(config: CoordinatorConfig, existed: bool) -> None:
         raise ConflictError(f"{home} is being filled by another 'clue-coordinator init'")
     try:
         keys = create_home_keys(config)
-        create_pki(config.pki, config.certificate_hosts)
+        create_pki(config.pki, config.certificate_hosts, config.server_certificate_days)
         secret = new_secret()
         write_new_secret(config.operator_token, f"{secret}\n".encode())
         with closing(Ledger(config.ledger_place)) as ledger:

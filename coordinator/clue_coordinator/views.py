@@ -54,6 +54,10 @@ def device_view(device: Device) -> pb.Device:
         labels=device.labels,
         enrolled_at=stamp(device.enrolled_at),
         retired_at=stamp(device.retired_at),
+        revoked_at=stamp(device.revoked_at),
+        revocation_reason=device.revocation_reason,
+        refused_receipts=device.refused_receipts,
+        cut_off_at=stamp(device.cut_off_at),
     )
 
 

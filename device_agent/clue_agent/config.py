@@ -127,7 +127,7 @@ def load_config(path: Path) -> AgentConfig:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist: run 'clue-agent init' first") from None
+        raise ConfigError(f"{path} does not exist: run 'clue-agent enroll' or 'clue-agent init' first") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -106,7 +106,13 @@ def _trust(config: AgentConfig, found: list[Finding]) -> Trust | None:
     try:
         trust = load_trust(config)
     except ConfigError as error:
-        found.append(fail("trust", str(error), "run 'clue-agent trust' with the coordinator's answer"))
+        found.append(
+            fail(
+                "trust",
+                str(error),
+                "run 'clue-agent enroll' with a token",
+            )
+        )
         return None
     found.append(ok("trust", f"fleet {trust.fleet} at {trust.superlink}"))
     return trust

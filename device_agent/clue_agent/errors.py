@@ -9,6 +9,15 @@ class ConfigError(AgentError):
     """agent.toml is missing, unreadable, or says something impossible."""
 
 
+class EnrolmentError(AgentError):
+    """The coordinator did not let the device in, or is not the one that the token names."""
+
+    def __init__(self, line: str, *, refused: bool = False) -> None:
+        super().__init__(line)
+        # The coordinator said no, and did nothing.
+        self.refused = refused
+
+
 class StoreError(AgentError):
     """The model store is missing or no slot in it holds a whole model."""
 

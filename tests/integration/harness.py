@@ -81,8 +81,8 @@ class Installation:
     def init(self, *options: str) -> None:
         """Make the coordinator's home, on free ports."""
         ports: list[str] = []
-        for option in ("--superlink-port", "--operator-port", "--metrics-port", "--console-port"):
-            ports += [option, str(free_port())]
+        for name in ("superlink", "operator", "enrolment", "metrics", "console"):
+            ports += [f"--{name}-port", str(free_port())]
         succeed(self.coordinator("init", *ports, *options))
 
     def serve(self) -> int:

@@ -95,7 +95,7 @@ def test_home_without_a_coordinator(house: Installation, tmp_path: Path) -> None
         assert "clue-coordinator init" in one_line(house.coordinator(*command, "--home", str(tmp_path / "none")), 1)
 
 
-@pytest.mark.parametrize("port", ["superlink_port", "operator_port", "metrics_port", "console_port"])
+@pytest.mark.parametrize("port", ["superlink_port", "operator_port", "enrolment_port", "metrics_port", "console_port"])
 def test_port_in_use(house: Installation, port: str) -> None:
     number = getattr(house.config, port)
     with listening(number):

@@ -92,13 +92,14 @@ def house(
     listen_on: str = "",
 ) -> Iterator[House]:
     """``listen_on`` is where it listens after its certificate was made for ``operator_listen``."""
-    ports = {free_port() for _ in range(3)}
-    superlink, operators, metrics = sorted(ports)
+    ports = {free_port() for _ in range(4)}
+    superlink, operators, metrics, enrolment = sorted(ports)
     config = CoordinatorConfig(
         operator_listen=operator_listen,
         superlink_port=superlink,
         operator_port=operators,
         metrics_port=metrics,
+        enrolment_port=enrolment,
         ledger=LedgerConfig(url=ledger_url),
         home=folder,
     )

@@ -41,9 +41,10 @@ def one_line(result: Result, code: int, *words: str) -> None:
 @pytest.fixture
 def home(run: Run, tmp_path: Path) -> Path:
     """An installation whose coordinator does not run, on ports that nobody uses."""
-    ports = [free_port() for _ in range(3)]
-    assert len(set(ports)) == 3
-    result = run("init", "--superlink-port", ports[0], "--operator-port", ports[1], "--metrics-port", ports[2])
+    ports = [free_port() for _ in range(4)]
+    assert len(set(ports)) == 4
+    names = ("--superlink-port", "--operator-port", "--enrolment-port", "--metrics-port")
+    result = run("init", *[word for pair in zip(names, ports, strict=True) for word in pair])
     assert result.code == 0, result
     return tmp_path / "home"
 

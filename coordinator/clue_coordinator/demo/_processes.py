@@ -43,8 +43,8 @@ class Fleet:
     def start_coordinator(self) -> None:
         """Init and serve on free ports; returns when it answers."""
         ports = []
-        for option in ("--superlink-port", "--operator-port", "--metrics-port", "--console-port"):
-            ports += [option, str(free_port())]
+        for name in ("superlink", "operator", "enrolment", "metrics", "console"):
+            ports += [f"--{name}-port", str(free_port())]
         self.command("init", *ports)
         self._start([self._coordinator, "serve"], "coordinator.log")
         with OperatorClient(load_config(self.home)) as client:

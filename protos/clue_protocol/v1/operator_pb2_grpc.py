@@ -79,6 +79,26 @@ class OperatorServiceStub:
                 request_serializer=clue_dot_v1_dot_operator__pb2.RetireDeviceRequest.SerializeToString,
                 response_deserializer=clue_dot_v1_dot_operator__pb2.Device.FromString,
                 _registered_method=True)
+        self.RevokeDevice = channel.unary_unary(
+                '/clue.v1.OperatorService/RevokeDevice',
+                request_serializer=clue_dot_v1_dot_operator__pb2.RevokeDeviceRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.Device.FromString,
+                _registered_method=True)
+        self.CreateInvitation = channel.unary_unary(
+                '/clue.v1.OperatorService/CreateInvitation',
+                request_serializer=clue_dot_v1_dot_operator__pb2.CreateInvitationRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.CreateInvitationResponse.FromString,
+                _registered_method=True)
+        self.ListInvitations = channel.unary_unary(
+                '/clue.v1.OperatorService/ListInvitations',
+                request_serializer=clue_dot_v1_dot_operator__pb2.ListInvitationsRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.ListInvitationsResponse.FromString,
+                _registered_method=True)
+        self.WithdrawInvitation = channel.unary_unary(
+                '/clue.v1.OperatorService/WithdrawInvitation',
+                request_serializer=clue_dot_v1_dot_operator__pb2.WithdrawInvitationRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.InvitationView.FromString,
+                _registered_method=True)
         self.PlanForget = channel.unary_unary(
                 '/clue.v1.OperatorService/PlanForget',
                 request_serializer=clue_dot_v1_dot_operator__pb2.ForgetCall.SerializeToString,
@@ -267,6 +287,34 @@ class OperatorServiceServicer:
 
     def RetireDevice(self, request, context):
         """Take a device out for good: what is open for it is REMOVED, and it can no longer connect.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeDevice(self, request, context):
+        """Cut a device off, now: as retiring it, and nothing that it signs is accepted any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateInvitation(self, request, context):
+        """Make a token with which one device can enrol itself; the answer is the only place where it can be read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListInvitations(self, request, context):
+        """Those that can still be used, or all of them, by the order in which they were made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WithdrawInvitation(self, request, context):
+        """Make an invitation useless. Repeating it changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -498,6 +546,26 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.RetireDevice,
                     request_deserializer=clue_dot_v1_dot_operator__pb2.RetireDeviceRequest.FromString,
                     response_serializer=clue_dot_v1_dot_operator__pb2.Device.SerializeToString,
+            ),
+            'RevokeDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeDevice,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.RevokeDeviceRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.Device.SerializeToString,
+            ),
+            'CreateInvitation': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateInvitation,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.CreateInvitationRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.CreateInvitationResponse.SerializeToString,
+            ),
+            'ListInvitations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInvitations,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.ListInvitationsRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.ListInvitationsResponse.SerializeToString,
+            ),
+            'WithdrawInvitation': grpc.unary_unary_rpc_method_handler(
+                    servicer.WithdrawInvitation,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.WithdrawInvitationRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.InvitationView.SerializeToString,
             ),
             'PlanForget': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanForget,
@@ -873,6 +941,114 @@ class OperatorService:
             '/clue.v1.OperatorService/RetireDevice',
             clue_dot_v1_dot_operator__pb2.RetireDeviceRequest.SerializeToString,
             clue_dot_v1_dot_operator__pb2.Device.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/RevokeDevice',
+            clue_dot_v1_dot_operator__pb2.RevokeDeviceRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.Device.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateInvitation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/CreateInvitation',
+            clue_dot_v1_dot_operator__pb2.CreateInvitationRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.CreateInvitationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInvitations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/ListInvitations',
+            clue_dot_v1_dot_operator__pb2.ListInvitationsRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.ListInvitationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WithdrawInvitation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/WithdrawInvitation',
+            clue_dot_v1_dot_operator__pb2.WithdrawInvitationRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.InvitationView.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,14 @@ class OperatorServiceStub:
     """Set and remove labels of a device. Continuous requests that now match it are queued for it."""
     RetireDevice: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RetireDeviceRequest, _operator_pb2.Device]
     """Take a device out for good: what is open for it is REMOVED, and it can no longer connect."""
+    RevokeDevice: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RevokeDeviceRequest, _operator_pb2.Device]
+    """Cut a device off, now: as retiring it, and nothing that it signs is accepted any more."""
+    CreateInvitation: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateInvitationRequest, _operator_pb2.CreateInvitationResponse]
+    """Make a token with which one device can enrol itself; the answer is the only place where it can be read."""
+    ListInvitations: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListInvitationsRequest, _operator_pb2.ListInvitationsResponse]
+    """Those that can still be used, or all of them, by the order in which they were made."""
+    WithdrawInvitation: _grpc.UnaryUnaryMultiCallable[_operator_pb2.WithdrawInvitationRequest, _operator_pb2.InvitationView]
+    """Make an invitation useless. Repeating it changes nothing."""
     PlanForget: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ForgetCall, _operator_pb2.ForgetPlan]
     """Which devices a request would go to, and in which waves. Nothing is changed."""
     Forget: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ForgetCall, _operator_pb2.RequestView]
@@ -112,6 +120,14 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Set and remove labels of a device. Continuous requests that now match it are queued for it."""
     RetireDevice: _aio.UnaryUnaryMultiCallable[_operator_pb2.RetireDeviceRequest, _operator_pb2.Device]  # type: ignore[assignment]
     """Take a device out for good: what is open for it is REMOVED, and it can no longer connect."""
+    RevokeDevice: _aio.UnaryUnaryMultiCallable[_operator_pb2.RevokeDeviceRequest, _operator_pb2.Device]  # type: ignore[assignment]
+    """Cut a device off, now: as retiring it, and nothing that it signs is accepted any more."""
+    CreateInvitation: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateInvitationRequest, _operator_pb2.CreateInvitationResponse]  # type: ignore[assignment]
+    """Make a token with which one device can enrol itself; the answer is the only place where it can be read."""
+    ListInvitations: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListInvitationsRequest, _operator_pb2.ListInvitationsResponse]  # type: ignore[assignment]
+    """Those that can still be used, or all of them, by the order in which they were made."""
+    WithdrawInvitation: _aio.UnaryUnaryMultiCallable[_operator_pb2.WithdrawInvitationRequest, _operator_pb2.InvitationView]  # type: ignore[assignment]
+    """Make an invitation useless. Repeating it changes nothing."""
     PlanForget: _aio.UnaryUnaryMultiCallable[_operator_pb2.ForgetCall, _operator_pb2.ForgetPlan]  # type: ignore[assignment]
     """Which devices a request would go to, and in which waves. Nothing is changed."""
     Forget: _aio.UnaryUnaryMultiCallable[_operator_pb2.ForgetCall, _operator_pb2.RequestView]  # type: ignore[assignment]
@@ -229,6 +245,38 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.Device, _abc.Awaitable[_operator_pb2.Device]]:
         """Take a device out for good: what is open for it is REMOVED, and it can no longer connect."""
+
+    @_abc_1.abstractmethod
+    def RevokeDevice(
+        self,
+        request: _operator_pb2.RevokeDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Device, _abc.Awaitable[_operator_pb2.Device]]:
+        """Cut a device off, now: as retiring it, and nothing that it signs is accepted any more."""
+
+    @_abc_1.abstractmethod
+    def CreateInvitation(
+        self,
+        request: _operator_pb2.CreateInvitationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.CreateInvitationResponse, _abc.Awaitable[_operator_pb2.CreateInvitationResponse]]:
+        """Make a token with which one device can enrol itself; the answer is the only place where it can be read."""
+
+    @_abc_1.abstractmethod
+    def ListInvitations(
+        self,
+        request: _operator_pb2.ListInvitationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListInvitationsResponse, _abc.Awaitable[_operator_pb2.ListInvitationsResponse]]:
+        """Those that can still be used, or all of them, by the order in which they were made."""
+
+    @_abc_1.abstractmethod
+    def WithdrawInvitation(
+        self,
+        request: _operator_pb2.WithdrawInvitationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.InvitationView, _abc.Awaitable[_operator_pb2.InvitationView]]:
+        """Make an invitation useless. Repeating it changes nothing."""
 
     @_abc_1.abstractmethod
     def PlanForget(
