@@ -28,7 +28,8 @@ class CoordinatorConfig(BaseModel):
 
     ``hosts`` are the names and addresses under which devices reach this machine; the first is
     what they are told to connect to. ``operator_listen`` is the address on which operators are
-    answered, loopback unless they work from elsewhere.
+    answered, loopback unless they work from elsewhere. ``metrics_device_limit`` is how many devices
+    of a fleet have series of their own under ``/metrics/fleets/NAME``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +40,7 @@ class CoordinatorConfig(BaseModel):
     superlink_port: Port = 9092
     operator_port: Port = 9443
     metrics_port: Port = 9464
+    metrics_device_limit: Annotated[int, Field(ge=0)] = 1000
     ledger: LedgerConfig = LedgerConfig()
     home: Path = Field(default=Path(), exclude=True)
 

@@ -58,7 +58,7 @@ def run(config: CoordinatorConfig) -> None:
         operator_service = operators.OperatorService(config, ledger, flower, keeper, signer)
         operator_server = OperatorServer(operator_service, config, ledger)
         stack.callback(operator_server.close)
-        metrics_server = metrics.serve(ledger, config.metrics_port)
+        metrics_server = metrics.serve(ledger, config.metrics_port, config.metrics_device_limit)
         stack.callback(metrics_server.shutdown)
         keeper.start()
         stack.callback(keeper.close)

@@ -1,6 +1,17 @@
 """The ledger's tables (SQLAlchemy 2). Times are UTC seconds since the epoch."""
 
-from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, LargeBinary, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlalchemy import String as _String
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
@@ -54,6 +65,9 @@ class Device(Base):
     labels: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)
     # Taken out for good; its name and its receipts stay.
     retired_at: Mapped[float | None] = mapped_column(Float)
+    last_receipt_at: Mapped[float | None] = mapped_column(Float)
+    # As its last receipt shows (tallies.clock_skew).
+    clock_skew_seconds: Mapped[float | None] = mapped_column(Float)
     fleet: Mapped[Fleet] = relationship(back_populates="devices")
 
 
@@ -101,6 +115,7 @@ class Execution(Base):
         UniqueConstraint("request_id", "device_pk"),
         Index("ix_execution_state", "state", "lease_until"),
         Index("ix_execution_request", "request_id", "state", "wave"),
+        Index("ix_execution_reason", "reason", "state", "request_id"),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -212,6 +227,26 @@ class Token(Base):
     revoked_at: Mapped[float | None] = mapped_column(Float)
     # Written at most once a minute.
     last_used_at: Mapped[float | None] = mapped_column(Float)
+
+
+class Tally(Base):
+    """What receipts said, counted (:mod:`clue_coordinator.tallies`); ``request_id`` is empty for a whole fleet."""
+
+    __tablename__ = "tally"
+    __table_args__ = (UniqueConstraint("fleet_id", "request_id", "name", "label", "edge"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    fleet_id: Mapped[int] = mapped_column(ForeignKey("fleet.id"))
+    request_id: Mapped[str] = mapped_column(String(36), index=True)
+    name: Mapped[str] = mapped_column(String(32))
+    label: Mapped[str] = mapped_column(String(32))
+    edge: Mapped[str] = mapped_column(String(32))
+    count: Mapped[int] = mapped_column(BigInteger)
+    total: Mapped[float] = mapped_column(Float)
+    # The last observation, and the request it came with.
+    last_request: Mapped[str] = mapped_column(String(36))
+    last_value: Mapped[float] = mapped_column(Float)
+    last_at: Mapped[float] = mapped_column(Float)
 
 
 class LogLeaf(Base):
