@@ -281,7 +281,7 @@ def test_a_request_from_its_queue_to_its_end(fleet: Fleet) -> None:
 
     begun = of_request()
     assert begun["progress_ratio"] == 0
-    assert (begun["devices_pending true"], begun["devices_pending false"]) == (1, 1)
+    assert (begun["devices_pending true"], begun["devices_pending false"], begun["devices_due"]) == (1, 1, 1)
     assert begun["longest_running_seconds"] == 12
     assert begun["max_ua_ratio"] == 0.2
     assert scrape(fleet)["clue_queue_age_seconds", (("fleet", "yard"),)] == 42

@@ -166,7 +166,9 @@ def _receipts(reading: _Reading) -> Iterator[Metric]:
     for metric, help_text, label in _HISTOGRAMS:
         family = HistogramMetricFamily(f"clue_{metric}", help_text, labels=["fleet", *([label] if label else [])])
         for number, name in reading.fleets.items():
-            for value in tallied.labels(number, metric):
+            # Which meters a fleet has is not known before its first receipt.
+            values = {"when": ["before", "after"], "": [""]}.get(label) or tallied.labels(number, metric)
+            for value in values:
                 tallied.add_histogram(family, [name, *([value] if label else [])], number, metric, value)
         yield family
     for metric, help_text, label, values in (

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from sqlalchemy import case, func, or_, select
+from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.orm import Session, defer
 
 from clue_coordinator.executions import active
@@ -70,25 +70,37 @@ def _pending(session: Session, names: dict[str, list[str]], now: float) -> Itera
     pending = GaugeMetricFamily(
         "clue_request_devices_pending", "Devices that have not answered.", labels=[*_LABELS, "online"]
     )
+    due = _gauge("devices_due", "Of these, the ones that are online and whose turn it is, waves and pauses considered.")
     longest = _gauge("longest_running_seconds", "How long the slowest device has been at it; 0 if none is.")
     rows = session.execute(
         select(
             Execution.request_id,
             func.count(),
             func.sum(case((Device.online, 1), else_=0)),
+            func.sum(case((and_(Device.online, *_its_turn(now)), 1), else_=0)),
             func.min(case((Execution.state == ExecutionState.IN_PROGRESS, Execution.started_at))),
         )
         .join(Execution.device)
+        .join(Execution.request)
         .where(Execution.request_id.in_(list(names)), Execution.state.in_(ACTIVE))
         .group_by(Execution.request_id)
     )
-    found = {request: (count, online, since) for request, count, online, since in rows}
+    found = {request: numbers for request, *numbers in rows}
     for request, labels in names.items():
-        count, online, since = found.get(request, (0, 0, None))
+        count, online, ready, since = found.get(request, (0, 0, 0, None))
         pending.add_metric([*labels, "true"], online)
         pending.add_metric([*labels, "false"], count - online)
+        due.add_metric(labels, ready)
         longest.add_metric(labels, now - since if since is not None else 0.0)
-    yield from (pending, longest)
+    yield from (pending, due, longest)
+
+
+def _its_turn(now: float) -> tuple[ColumnElement[bool], ...]:
+    return (
+        Execution.wave <= Request.wave,
+        Execution.waiting == "",
+        or_(Execution.not_before.is_(None), Execution.not_before <= now),
+    )
 
 
 def _measured(names: dict[str, list[str]], tallied: Tallied) -> Iterator[Metric]:

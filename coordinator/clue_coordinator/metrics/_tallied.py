@@ -30,10 +30,9 @@ class Tallied:
     def add_histogram(
         self, family: HistogramMetricFamily, labels: Sequence[str], scope: int | str, name: str, label: str
     ) -> None:
-        """Add one if anything was counted; the last receipt of every bucket is its exemplar."""
-        rows = self.rows.get((scope, name, label))
-        if not rows:
-            return
+        """Add one; the last receipt of every bucket is its exemplar."""
+        # One that nothing was counted in is there too: else a rate would not see the first receipts.
+        rows = self.rows.get((scope, name, label), [])
         # Rows of an older version may have other edges: they are in the next bucket of ours.
         by_bound = sorted((float(row.edge), row) for row in rows)
         buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
