@@ -11,7 +11,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test lint bench bench-fleet protos clean
+.PHONY: demo test lint bench bench-fleet bench-metrics protos dashboards clean
 
 demo: $(VENV)/.installed  ## a fleet on this machine forgets a class of real images
 	$(BIN)/clue-coordinator demo $(DEMO_ARGS)
@@ -25,6 +25,7 @@ lint: $(VENV)/.installed  ## ruff, mypy --strict, import contracts, generated co
 	$(BIN)/mypy sdk/clue protos/clue_protocol device_agent/clue_agent coordinator/clue_coordinator
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python coordinator/dashboards/generate.py --check
 
 bench: $(VENV)/.installed  ## unlearning methods beside Retrain; writes results/bench.json
 	mkdir -p results
@@ -33,6 +34,13 @@ bench: $(VENV)/.installed  ## unlearning methods beside Retrain; writes results/
 bench-fleet: $(VENV)/.installed  ## 1,000 and 10,000 simulated devices; BENCH_ARGS=--quick for 100 and 1,000
 	mkdir -p results
 	$(BIN)/python benchmarks/fleet.py --json results/bench-fleet.json $(BENCH_ARGS)
+
+bench-metrics: $(VENV)/.installed  ## what a scrape costs at 10,000 devices; writes results/bench-metrics.json
+	mkdir -p results
+	$(BIN)/python benchmarks/metrics.py --json results/bench-metrics.json $(BENCH_ARGS)
+
+dashboards: $(VENV)/.installed  ## regenerate coordinator/dashboards/*.json
+	$(BIN)/python coordinator/dashboards/generate.py
 
 protos: $(VENV)/.installed  ## regenerate protos/clue_protocol/v1
 	$(BIN)/python protos/generate.py
