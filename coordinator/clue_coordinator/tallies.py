@@ -7,7 +7,9 @@ of them. The rows are the histograms and counters of :mod:`clue_coordinator.metr
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
+from sqlalchemy import Insert
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -143,18 +145,20 @@ def _row(fleet: int, scope: str, entry: Observation, request: str, now: float) -
 
 def _add(session: Session, rows: Sequence[dict[str, object]]) -> None:
     connection = session.connection()
-    # The same statement in two dialects; SQLAlchemy has no common one.
-    insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(Tally)
-    connection.execute(
-        insert.on_conflict_do_update(
-            index_elements=["fleet_id", "request_id", "name", "label", "edge"],
-            set_={
-                "count": Tally.count + insert.excluded.count,
-                "total": Tally.total + insert.excluded.total,
-                "last_request": insert.excluded.last_request,
-                "last_value": insert.excluded.last_value,
-                "last_at": insert.excluded.last_at,
-            },
-        ),
-        rows,
+    connection.execute(_upsert(connection.dialect.name), rows)
+
+
+@cache
+def _upsert(dialect: str) -> Insert:
+    """Add to the row if it is there; the same statement in two dialects, for which SQLAlchemy has no common one."""
+    insert = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(Tally)
+    return insert.on_conflict_do_update(
+        index_elements=["fleet_id", "request_id", "name", "label", "edge"],
+        set_={
+            "count": Tally.count + insert.excluded.count,
+            "total": Tally.total + insert.excluded.total,
+            "last_request": insert.excluded.last_request,
+            "last_value": insert.excluded.last_value,
+            "last_at": insert.excluded.last_at,
+        },
     )

@@ -24,7 +24,11 @@ _REASONS = frozenset(name.removeprefix("REASON_") for name in pb.Reason.DESCRIPT
 )
 # Always there, so that an alert sees the first one as a step.
 _WATCHED = (("REJECTED", "BAD_SIGNATURE"), ("REJECTED", "BAD_ENVELOPE"), ("REJECTED", "EXPIRED"))
-_OUTCOMES = ("SUCCEEDED", "FAILED", "REJECTED")
+_COUNTERS = (
+    ("receipts", "Receipts that were taken.", "outcome", ("SUCCEEDED", "FAILED", "REJECTED")),
+    ("receipts_refused", "Answers that were no valid receipt.", "reason", ("signature", "unreadable", "content")),
+    ("policy_missed", "Receipts with a value beyond the policy of their request.", "bound", ("ua", "ra_drop")),
+)
 _HISTOGRAMS = (
     ("ua_ratio", "Accuracy on the forgotten class, on the device's holdout.", "when"),
     ("ra_ratio", "Accuracy on the retained classes, on the device's holdout.", "when"),
@@ -162,32 +166,32 @@ def _reasons(session: Session) -> dict[tuple[int, str], Counter[str]]:
 
 
 def _receipts(reading: _Reading) -> Iterator[Metric]:
-    tallied = reading.tallied
-    for metric, help_text, label in _HISTOGRAMS:
-        family = HistogramMetricFamily(f"clue_{metric}", help_text, labels=["fleet", *([label] if label else [])])
-        for number, name in reading.fleets.items():
-            # Which meters a fleet has is not known before its first receipt.
-            values = {"when": ["before", "after"], "": [""]}.get(label) or tallied.labels(number, metric)
-            for value in values:
-                tallied.add_histogram(family, [name, *([value] if label else [])], number, metric, value)
-        yield family
-    for metric, help_text, label, values in (
-        ("receipts", "Receipts that were taken.", "outcome", _OUTCOMES),
-        ("receipts_refused", "Answers that were no valid receipt.", "reason", ("signature", "unreadable", "content")),
-        ("policy_missed", "Receipts with a value beyond the policy of their request.", "bound", ("ua", "ra_drop")),
-    ):
+    yield from _histograms(reading)
+    for metric, help_text, label, values in _COUNTERS:
         counter = CounterMetricFamily(f"clue_{metric}", help_text, labels=["fleet", label])
         for number, name in reading.fleets.items():
             for value in values:
-                tallied.add_counter(counter, [name, value], number, metric, value)
+                reading.tallied.add_counter(counter, [name, value], number, metric, value)
         yield counter
     last = GaugeMetricFamily(
         "clue_last_receipt_timestamp_seconds", "When the last receipt came; absent before the first.", labels=["fleet"]
     )
     for number, name in reading.fleets.items():
-        if (at := tallied.last_receipt(number)) is not None:
+        if (at := reading.tallied.last_receipt(number)) is not None:
             last.add_metric([name], at)
     yield last
+
+
+def _histograms(reading: _Reading) -> Iterator[Metric]:
+    for metric, help_text, label in _HISTOGRAMS:
+        family = HistogramMetricFamily(f"clue_{metric}", help_text, labels=["fleet", *([label] if label else [])])
+        for number, name in reading.fleets.items():
+            # Which meters a fleet has is not known before its first receipt.
+            values = {"when": ["before", "after"], "": [""]}.get(label) or reading.tallied.labels(number, metric)
+            for value in values:
+                labels = [name, value] if label else [name]
+                reading.tallied.add_histogram(family, labels, number, metric, value)
+        yield family
 
 
 def _log(reading: _Reading) -> Iterator[Metric]:

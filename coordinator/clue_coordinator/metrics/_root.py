@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from prometheus_client.core import GaugeMetricFamily, Metric
-from sqlalchemy import select
+from sqlalchemy import Table, select
 from sqlalchemy.orm import Session
 
 from clue_coordinator.models import Base
@@ -17,7 +17,7 @@ def collect(session: Session) -> Iterator[Metric]:
     """Both families, without samples while there is no root."""
     version = GaugeMetricFamily("clue_root_version", "Version of the trust root; absent if there is none.")
     expiry = GaugeMetricFamily("clue_root_expiry_timestamp_seconds", "When the trust root expires; absent without one.")
-    table = Base.metadata.tables.get("root")
+    table = _table()
     if table is not None:
         newest = select(table.c.version, table.c.envelope).order_by(table.c.version.desc()).limit(1)
         row = session.execute(newest).one_or_none()
@@ -27,6 +27,10 @@ def collect(session: Session) -> Iterator[Metric]:
             if expires is not None:
                 expiry.add_metric([], expires)
     yield from (version, expiry)
+
+
+def _table() -> Table | None:
+    return Base.metadata.tables.get("root")
 
 
 def _expires(envelope: bytes) -> float | None:
