@@ -99,11 +99,12 @@ class Prometheus:
         """It answers, and both kinds of targets have been scraped."""
         assert self._process.poll() is None, self._log.read_text()[-2000:]
         try:
-            return {"clue-coordinator", "clue-fleets"} == {
-                target["labels"]["job"] for target in self.ask("targets")["activeTargets"] if target["health"] == "up"
-            }
+            urllib.request.urlopen(f"{self.url}/-/ready", timeout=15).close()  # noqa: S310
         except OSError:
             return False
+        return {"clue-coordinator", "clue-fleets"} == {
+            target["labels"]["job"] for target in self.ask("targets")["activeTargets"] if target["health"] == "up"
+        }
 
 
 @pytest.fixture(scope="module")
