@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 BENCH_ARGS ?=
 
-.PHONY: demo test lint bench bench-fleet fuzz protos clean
+.PHONY: demo test lint bench bench-fleet bench-metrics fuzz protos dashboards clean
 
 demo: $(VENV)/.installed  ## a fleet on this machine forgets a class of real images
 	$(BIN)/clue-coordinator demo $(DEMO_ARGS)
@@ -27,6 +27,7 @@ lint: $(VENV)/.installed  ## ruff, mypy --strict, import contracts, generated co
 	$(BIN)/mypy sdk/clue protos/clue_protocol device_agent/clue_agent coordinator/clue_coordinator
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python coordinator/dashboards/generate.py --check
 
 bench: $(VENV)/.installed  ## unlearning methods beside Retrain; writes results/bench.json
 	mkdir -p results
@@ -39,6 +40,13 @@ bench-fleet: $(VENV)/.installed  ## 1,000 and 10,000 simulated devices; BENCH_AR
 fuzz: $(VENV)/.installed  ## 1,000,000 damaged documents through every parser that meets strangers
 	mkdir -p results
 	$(BIN)/python benchmarks/fuzz.py --json results/fuzz.json $(BENCH_ARGS)
+
+bench-metrics: $(VENV)/.installed  ## what a scrape costs at 10,000 devices; writes results/bench-metrics.json
+	mkdir -p results
+	$(BIN)/python benchmarks/metrics.py --json results/bench-metrics.json $(BENCH_ARGS)
+
+dashboards: $(VENV)/.installed  ## regenerate coordinator/dashboards/*.json
+	$(BIN)/python coordinator/dashboards/generate.py
 
 protos: $(VENV)/.installed  ## regenerate protos/clue_protocol/v1
 	$(BIN)/python protos/generate.py

@@ -40,6 +40,8 @@ class CoordinatorConfig(BaseModel):
     what they are told to connect to. ``operator_listen`` is the address on which operators are
     answered, loopback unless they work from elsewhere. ``console_listen`` is the same for the web
     console: plain HTTP on loopback, TLS everywhere else; ``console_port`` 0 switches it off.
+    ``metrics_device_limit`` is how many devices of a fleet have series of their own under
+    ``/metrics/fleets/NAME``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +57,7 @@ class CoordinatorConfig(BaseModel):
     console_port: Annotated[int, Field(ge=0, le=65535)] = 9465
     # Life of the server's certificate; it is renewed by itself when a third of that is left.
     server_certificate_days: Annotated[float, Field(gt=0, le=3650)] = 90.0
+    metrics_device_limit: Annotated[int, Field(ge=0)] = 1000
     ledger: LedgerConfig = LedgerConfig()
     log: LogConfig = LogConfig()
     home: Path = Field(default=Path(), exclude=True)

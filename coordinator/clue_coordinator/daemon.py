@@ -74,7 +74,9 @@ def run(config: CoordinatorConfig) -> None:
         stack.callback(enrolment_server.close)
         operator_service.cut_off.start()
         stack.callback(operator_service.cut_off.close)
-        metrics_server = metrics.serve(ledger, config.metrics_port, [metrics.CertificateCollector(config)])
+        metrics_server = metrics.serve(
+            ledger, config.metrics_port, config.metrics_device_limit, [metrics.CertificateCollector(config)]
+        )
         stack.callback(metrics_server.shutdown)
         if config.console_port:
             console = serve_console(config, ledger, lambda: Health(flower.superlink_running, keeper.running))

@@ -18,7 +18,14 @@ class ConflictError(CoordinatorError):
 
 
 class ReceiptError(CoordinatorError):
-    """A device's answer is not a receipt of that device for that request."""
+    """A device's answer is not a receipt of that device for that request.
+
+    ``kind`` says why in one word: ``signature``, ``unreadable``, or ``content``.
+    """
+
+    def __init__(self, message: str, kind: str = "content") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class FlowerError(CoordinatorError):

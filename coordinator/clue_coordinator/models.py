@@ -85,6 +85,9 @@ class Device(Base):
     time_nonce: Mapped[bytes] = mapped_column(LargeBinary, default=b"")
     # Highest number of a request that was handed out to it: it refuses lower ones.
     begun_sequence: Mapped[int] = mapped_column(BigInteger, default=0)
+    last_receipt_at: Mapped[float | None] = mapped_column(Float)
+    # As its last receipt shows (tallies.clock_skew).
+    clock_skew_seconds: Mapped[float | None] = mapped_column(Float)
     fleet: Mapped[Fleet] = relationship(back_populates="devices")
 
 
@@ -135,6 +138,7 @@ class Execution(Base):
         UniqueConstraint("request_id", "device_pk"),
         Index("ix_execution_state", "state", "lease_until"),
         Index("ix_execution_request", "request_id", "state", "wave"),
+        Index("ix_execution_reason", "reason", "state", "request_id"),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -304,6 +308,26 @@ class KeyName(Base):
 
     keyid: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(63))
+
+
+class Tally(Base):
+    """What receipts said, counted (:mod:`clue_coordinator.tallies`); ``request_id`` is empty for a whole fleet."""
+
+    __tablename__ = "tally"
+    __table_args__ = (UniqueConstraint("fleet_id", "request_id", "name", "label", "edge"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    fleet_id: Mapped[int] = mapped_column(ForeignKey("fleet.id"))
+    request_id: Mapped[str] = mapped_column(String(36), index=True)
+    name: Mapped[str] = mapped_column(String(32))
+    label: Mapped[str] = mapped_column(String(32))
+    edge: Mapped[str] = mapped_column(String(32))
+    count: Mapped[int] = mapped_column(BigInteger)
+    total: Mapped[float] = mapped_column(Float)
+    # The last observation, and the request it came with.
+    last_request: Mapped[str] = mapped_column(String(36))
+    last_value: Mapped[float] = mapped_column(Float)
+    last_at: Mapped[float] = mapped_column(Float)
 
 
 class LogLeaf(Base):

@@ -3,7 +3,7 @@
 from clue_coordinator.errors import ReceiptError
 from clue_coordinator.models import Execution
 from clue_protocol.envelope import RECEIPT_TYPE, envelope_digest, open_message
-from clue_protocol.errors import ProtocolError
+from clue_protocol.errors import ProtocolError, SignatureError
 from clue_protocol.keys import key_from_json
 from clue_protocol.v1 import forget_pb2 as pb
 
@@ -22,8 +22,10 @@ def accept_receipt(envelope: bytes, execution: Execution) -> pb.Receipt:
     try:
         key = key_from_json(execution.device.receipt_key)
         receipt = open_message(envelope, RECEIPT_TYPE, pb.Receipt, [key])
+    except SignatureError as error:
+        raise ReceiptError(str(error), "signature") from None
     except ProtocolError as error:
-        raise ReceiptError(str(error)) from None
+        raise ReceiptError(str(error), "unreadable") from None
     if receipt.device_id != execution.device.device_id:
         raise ReceiptError(f"it is of device {receipt.device_id!r}")
     patch = execution.patch

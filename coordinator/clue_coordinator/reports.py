@@ -6,6 +6,7 @@ from hashlib import sha256
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, defer, joinedload
 
+from clue_coordinator import tallies
 from clue_coordinator.errors import ReceiptError, UsageError
 from clue_coordinator.executions import finish_if_done, move, requeue
 from clue_coordinator.ledger import Ledger
@@ -66,11 +67,13 @@ def report_receipt(
         try:
             receipt = accept_receipt(envelope, execution)
         except ReceiptError as error:
+            tallies.note_refused(session, execution, error.kind, ledger.clock())
             _fault(session, ledger, execution, f"the answer was not a receipt: {error}")
             return
         new = _OUTCOMES[receipt.outcome]
         if not may_follow(ExecutionState(execution.state), new):
             return  # a duplicate of the answer that was taken
+        tallies.note_receipt(session, execution, receipt, ledger.clock())
         if _is_early(ledger, execution, receipt):
             _log(session, execution, envelope)
             _keep_past(session, ledger, execution, receipt, envelope)

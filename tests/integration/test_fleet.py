@@ -58,7 +58,7 @@ def test_the_model_in_use_is_the_one_in_the_receipt(
 
 
 def test_metrics_tell_the_same_as_the_receipts(fleet: Installation, forgotten: dict[str, Any]) -> None:
-    with urllib.request.urlopen(fleet.config.metrics_url, timeout=15) as answer:  # noqa: S310
+    with urllib.request.urlopen(f"{fleet.config.metrics_url}/fleets/{FLEET}", timeout=15) as answer:  # noqa: S310
         text = answer.read().decode()
     values = {
         (sample.name, sample.labels.get("device"), sample.labels.get("when")): sample.value
@@ -101,7 +101,7 @@ def test_a_repeated_request_changes_nothing(fleet: Installation, forgotten: dict
 
 
 def test_the_energy_of_the_unlearning_stays_visible_after_a_request_without_work(fleet: Installation) -> None:
-    with urllib.request.urlopen(fleet.config.metrics_url, timeout=15) as answer:  # noqa: S310
+    with urllib.request.urlopen(f"{fleet.config.metrics_url}/fleets/{FLEET}", timeout=15) as answer:  # noqa: S310
         text = answer.read().decode()
     assert text.count("clue_device_energy_joules{") == len(DEVICES)
 
