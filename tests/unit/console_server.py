@@ -3,14 +3,16 @@
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
-from fleet_ledger import Fleet
+from fleet_ledger import SIGNER, Fleet
 
 from clue_coordinator import tokens
 from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.console.server import ConsoleServer, Health, serve_console
+from clue_coordinator.home_keys import load_home_keys
 from clue_coordinator.roles import Role
 from clue_coordinator.setup import initialise
 from clue_protocol.net import free_port
@@ -21,7 +23,9 @@ class ConsoleHouse:
 
     def __init__(self, config: CoordinatorConfig, devices: int) -> None:
         self.config = config
-        self.fleet = Fleet.make(config.ledger_file, devices)
+        # The home's root key makes the fleet, which belongs to the key that the test's own orders are signed with.
+        keys = replace(load_home_keys(config), request=SIGNER)
+        self.fleet = Fleet.make(config.ledger_file, devices, keys)
         # Codes and tokens are made by the real clock.
         self.request_id = ""
         self.health = Health(superlink_running=True, dispatcher_running=True)
