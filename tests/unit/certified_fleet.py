@@ -46,6 +46,7 @@ class Certified:
     """Fleet ``yard`` whose request key is SIGNER, and whose log key is in the root."""
 
     fleet: Fleet
+    home: HomeKeys
     keys: LogKeys = KEYS
     roots: list[bytes] = field(default_factory=list)
 
@@ -54,7 +55,7 @@ class Certified:
         home = HomeKeys(SIGNER, (TIMER,), HOLDER, log=KEYS if log_in_root else None)
         fleet = Fleet.make(where, devices, home)
         with fleet.ledger.read() as session:
-            return cls(fleet, roots=roots.since(session, 0))
+            return cls(fleet, home, roots=roots.since(session, 0))
 
     def chain(self, _: Session) -> Sequence[bytes]:
         return self.roots

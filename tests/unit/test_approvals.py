@@ -47,15 +47,15 @@ def people(fleet: Fleet) -> Fleet:
     return fleet
 
 
-def publish(fleet: Fleet, *, names: dict[str, str] | None = None, **changes: Any) -> int:
+def publish(fleet: Fleet, keys: HomeKeys = KEYS, *, names: dict[str, str] | None = None, **changes: Any) -> int:
     """Make the next root, a second later; returns its version."""
     fleet.now += 1
     with fleet.ledger.read() as session:
         old = roots.latest(session)
     now = int(fleet.now) * 10**9
     new = successor(old, now, now + 365 * DAY, **changes)
-    assert KEYS.root is not None
-    return roots.publish(fleet.ledger, add_signature(new.to_envelope(), ROOT_TYPE, KEYS.root), KEYS, names).root.version
+    assert keys.root is not None
+    return roots.publish(fleet.ledger, add_signature(new.to_envelope(), ROOT_TYPE, keys.root), keys, names).root.version
 
 
 def signed(fleet: Fleet, request_id: str, *signers: CryptoSigner) -> bytes:

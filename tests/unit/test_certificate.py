@@ -23,6 +23,7 @@ from clue_coordinator.tlog.compare import compare_documents
 from clue_protocol.certificate import Certificate, CertificateError, CertificateFormError, verify_certificate
 from clue_protocol.certificate.canonical import dump
 from clue_protocol.commands import certificate_app, log_app
+from clue_protocol.trust import FleetTrust
 from clue_protocol.v1 import forget_pb2 as pb
 
 
@@ -131,7 +132,7 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
     begin = time.monotonic()
     flips = 0
     for position in range(len(data)):
-        for bit in rng.sample(range(8), 2):
+        for bit in rng.sample(range(8), 1 + position % 2):
             changed = bytearray(data)
             changed[position] ^= 1 << bit
             with pytest.raises(CertificateError):
@@ -234,6 +235,36 @@ def test_what_the_coordinator_itself_cannot_forge(tmp_path: Path) -> None:
     world.roots = [first_root(LOG_ROLE, fleet.now, request=CryptoSigner.generate_ed25519())]
     with pytest.raises(CertificateError, match="the request: the request is signed by 0 of the 1 keys"):
         verify_certificate(world.certificate(request_id, partial=True), world.roots)
+    fleet.ledger.close()
+
+
+def test_approvals_stand_in_the_log_one_by_one(tmp_path: Path) -> None:
+    from test_approvals import ALICE, BOB, PEOPLE, approve, publish
+
+    from clue_coordinator import approvals, roots
+
+    world = Certified.make(tmp_path / "ledger.sqlite", 1)
+    fleet = world.fleet
+    publish(fleet, world.home, fleets={"yard": FleetTrust(PEOPLE)})
+    with fleet.ledger.read() as session:
+        world.roots = roots.since(session, 0)
+    unwanted, request_id = fleet.order(), fleet.order()
+    approvals.reject(fleet.ledger, unwanted, "no")
+    for one in (unwanted, request_id):
+        with pytest.raises(ConflictError, match="has not started"):
+            world.certificate(one, partial=True)
+    for signer in (ALICE, BOB):
+        approve(fleet, request_id, signer)
+    fleet.answer(fleet.lease(0)[0])
+    found = verify_certificate(data := world.certificate(request_id), world.roots[:1])
+    assert (len(found.approvers), found.approvals_logged, found.root.root.version) == (2, 2, 3)
+    certificate = Certificate.from_bytes(data)
+    (one, place), (other, another) = certificate.approvals
+    swapped = replace(certificate, approvals=((one, another), (other, place)))
+    with pytest.raises(CertificateError, match="an approval: the leaf is not"):
+        verify_certificate(swapped.to_bytes(), world.roots)
+    with fleet.ledger.read() as session:
+        assert compare_documents(session) == 3
     fleet.ledger.close()
 
 

@@ -18,7 +18,7 @@ from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, LogLeaf, PastReceipt, Patch, Request
 from clue_coordinator.requests import require_request
 from clue_coordinator.tlog.keys import LogKeys
-from clue_coordinator.tlog.record import enrolled, receipt_reference
+from clue_coordinator.tlog.record import enrolled, is_started, receipt_reference
 from clue_protocol.certificate import Certificate, DeviceEvidence, DeviceState, EnrolledDevice, Item, Place, Statement
 from clue_protocol.certificate.statement import root_digests
 from clue_protocol.envelope import REQUEST_TYPE
@@ -58,7 +58,7 @@ def make(ledger: Ledger, keys: LogKeys, request_id: str, *, partial: bool = Fals
 
     Raises:
         UsageError: there is no such request.
-        ConflictError: the request is open.
+        ConflictError: the request is open, or was never started.
         LogDamagedError: a document is not in the log.
     """
     with ledger.read() as session:
@@ -67,6 +67,8 @@ def make(ledger: Ledger, keys: LogKeys, request_id: str, *, partial: bool = Fals
             raise ConflictError(
                 f"request {request.id} is open and devices may still answer: --partial makes one of what is there"
             )
+        if not is_started(session, request.id):
+            raise ConflictError(f"request {request.id} has not started, so there is nothing to certify")
         found = _read(session, request, tuple(roots(session)))
     said = found.statement.to_bytes()
     with ledger.write() as session:

@@ -6,8 +6,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from clue_coordinator.errors import LogDamagedError
-from clue_coordinator.models import Execution, LogLeaf
-from clue_coordinator.tlog.record import documents
+from clue_coordinator.models import LogLeaf
+from clue_coordinator.tlog.record import documents, is_started
 
 # Of the other kinds the ledger does not keep every document.
 _KEPT = {"request", "receipt", "enrolment"}
@@ -31,7 +31,10 @@ def compare_documents(session: Session) -> int:
         if key in leaves:
             left.pop(key, None)
             found += 1
-        elif (document.kind, document.reference) in referred or not _waits(session, document.kind, document.reference):
+        elif (document.kind, document.reference) in referred or not (
+            # A request is logged when it starts.
+            document.kind == "request" and not is_started(session, document.reference)
+        ):
             raise LogDamagedError(
                 f"the {document.kind} {document.reference} in the ledger is not the one in the log: "
                 "it was changed, or came there on another way"
@@ -40,9 +43,3 @@ def compare_documents(session: Session) -> int:
         (kind, reference, _), index = min(left.items(), key=lambda item: item[1])
         raise LogDamagedError(f"the document of leaf {index} ({kind} {reference}) is not in the ledger any more")
     return found
-
-
-def _waits(session: Session, kind: str, reference: str) -> bool:
-    """True for a request that no device has begun: it is logged when it starts."""
-    begun = select(Execution.id).where(Execution.request_id == reference, Execution.started_at.is_not(None))
-    return kind == "request" and session.scalar(begun.limit(1)) is None

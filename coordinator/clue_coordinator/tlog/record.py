@@ -53,6 +53,13 @@ def log_enrolment(session: Session, device: Device) -> int:
     return append(session, "enrolment", enrolled(device, device.fleet.name).to_bytes(), device.device_id)
 
 
+def is_started(session: Session, request_id: str) -> bool:
+    """True if a request has gone out to devices, or may have: it is in the log, or should be."""
+    leaf = select(LogLeaf.id).where(LogLeaf.kind == "request", LogLeaf.reference == request_id)
+    begun = select(Execution.id).where(Execution.request_id == request_id, Execution.started_at.is_not(None))
+    return any(session.scalar(query.limit(1)) is not None for query in (leaf, begun))
+
+
 def receipt_reference(request_id: str, device_id: str) -> str:
     """Where a receipt is: the request, whatever patch it answers, and the device."""
     return f"{request_id}/{device_id}"

@@ -1,6 +1,7 @@
 """From the root that a verifier has to the keys that a certificate must be signed with."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from securesystemslib.signer import Key
 
@@ -23,6 +24,7 @@ def log_keys(chain: Sequence[TrustedRoot]) -> tuple[NoteKey, ...]:
     return tuple(NoteKey.of(log_name(last.installation), LOG_KEY, key) for key in found.values())
 
 
+@lru_cache(maxsize=64)
 def read_root(envelope: bytes) -> TrustedRoot:
     """A root that somebody trusts already; TrustError or EnvelopeError if it is none."""
     return pin_root(envelope, payload_digest(read_envelope(envelope, ROOT_TYPE)))
