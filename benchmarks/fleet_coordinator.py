@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from prometheus_client import CollectorRegistry, generate_latest
 from fleet_devices import bench_keys
+from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import func, select
 
 from clue_coordinator import dispatch

@@ -176,9 +176,7 @@ def _startable(request: Request, now: float) -> ColumnElement[bool]:
             busy.device_pk == Execution.device_pk,
             or_(
                 busy.state == ExecutionState.IN_PROGRESS,
-                and_(
-                    busy.state == ExecutionState.QUEUED, busy.waiting == "", busy.sequence < Execution.sequence
-                ),
+                and_(busy.state == ExecutionState.QUEUED, busy.waiting == "", busy.sequence < Execution.sequence),
             ),
         ),
     )

@@ -126,7 +126,7 @@ def found(ledger: Ledger, keys: HomeKeys) -> TrustedRoot:
             expires_ns=now + LIFETIME_NS,
             root=Role((keys.root.public_key,)),
             timestamp=Role((keys.timestamps[0].public_key,)),
-            fleets={name: own for name in session.scalars(select(Fleet.name))},
+            fleets=dict.fromkeys(session.scalars(select(Fleet.name)), own),
         )
         envelope = add_signature(root.to_envelope(), ROOT_TYPE, keys.root)
         trusted = pin_root(envelope, payload_digest(read_envelope(envelope, ROOT_TYPE)))
@@ -184,9 +184,7 @@ def expires_soon(root: Root, now: float) -> bool:
 
 def _store(session: Session, ledger: Ledger, new: TrustedRoot, names: Mapping[str, str] | None) -> None:
     version = new.root.version
-    session.add(
-        RootVersion(version=version, envelope=new.envelope, digest=new.digest.hex(), created_at=ledger.clock())
-    )
+    session.add(RootVersion(version=version, envelope=new.envelope, digest=new.digest.hex(), created_at=ledger.clock()))
     for keyid, name in (names or {}).items():
         session.merge(KeyName(keyid=keyid, name=name[:63]))
     fleets = ", ".join(sorted(new.root.fleets)) or "none"

@@ -40,9 +40,7 @@ def upgrade() -> None:
     _add("request", "approvals", sa.JSON, "[]")
     _add("execution", "sequence", sa.BigInteger, "0")
     # Those that wait for a patch, or have one, keep the request's: a patch of before comes first and hurts nobody.
-    op.execute(
-        "UPDATE execution SET sequence = (SELECT sequence FROM request WHERE request.id = execution.request_id)"
-    )
+    op.execute("UPDATE execution SET sequence = (SELECT sequence FROM request WHERE request.id = execution.request_id)")
     op.execute(
         "UPDATE device SET begun_sequence = coalesce((SELECT max(execution.sequence) FROM execution WHERE "
         "execution.device_pk = device.id AND execution.started_at IS NOT NULL), 0)"
