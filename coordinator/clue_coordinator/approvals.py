@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session, selectinload
 
 from clue_coordinator import actor, roots, tlog
-from clue_coordinator.errors import ApprovalError, ConflictError
+from clue_coordinator.errors import ApprovalError, ConflictError, UsageError
 from clue_coordinator.executions import withdraw
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Execution, Request
@@ -64,7 +64,7 @@ def approve(ledger: Ledger, request_id: str, envelope: bytes) -> str:
     Raises:
         ApprovalError: no signature of a key that may approve, or another document was signed.
         ConflictError: the request does not wait.
-        UsageError: there is no such request.
+        UsageError: there is no such request, or the envelope is none.
     """
     from clue_coordinator.requests import require_request
 
@@ -145,7 +145,7 @@ def _counting(envelope: bytes, root: Root, role: Role, fleet: str) -> tuple[Key,
     try:
         parsed = read_envelope(envelope, REQUEST_TYPE)
     except EnvelopeError as error:
-        raise ApprovalError(f"this is no signed request: {error}") from None
+        raise UsageError(f"this is no signed request: {error}") from None
     if found := signers(parsed, role.keys):
         return found
     if found := signers(parsed, (entry.key for entry in root.revoked)):

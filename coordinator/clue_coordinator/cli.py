@@ -9,12 +9,14 @@ import click
 import typer
 
 import clue
-from clue_coordinator import cli_fleets, cli_server
+from clue_coordinator import cli_approve, cli_fleets, cli_server
 from clue_coordinator.cli_devices import device_app
 from clue_coordinator.cli_fleets import fleet_app
 from clue_coordinator.cli_forget import forget
+from clue_coordinator.cli_keys import key_app
 from clue_coordinator.cli_options import CaFile, Server, TokenFile, print_error
 from clue_coordinator.cli_requests import request_app
+from clue_coordinator.cli_roots import root_app
 from clue_coordinator.cli_tokens import token_app
 from clue_coordinator.connection import Remote
 from clue_coordinator.errors import CoordinatorError, UsageError
@@ -25,10 +27,14 @@ app.command()(cli_server.init)
 app.command()(cli_server.serve)
 app.command()(cli_fleets.status)
 app.command()(forget)
+request_app.command("approve")(cli_approve.request_approve)
+request_app.command("reject")(cli_approve.request_reject)
 app.add_typer(request_app, name="request")
 app.add_typer(device_app, name="device")
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(token_app, name="token")
+app.add_typer(key_app, name="key")
+app.add_typer(root_app, name="root")
 app.command()(cli_fleets.history)
 app.command()(cli_server.backup)
 app.command()(cli_server.restore)

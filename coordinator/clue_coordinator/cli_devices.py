@@ -52,6 +52,20 @@ def device_add(
     print_result(as_json, device_data(answer.device), line)
 
 
+@device_app.command("trust")
+def device_trust(
+    device_id: DeviceId,
+    out: Annotated[Path, typer.Option("--out", help="Where to write what the device must trust.")],
+    home: Home = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """The document for 'clue-agent trust' once more, with the newest root."""
+    with operator_client(home) as client:
+        answer = client.trust_document(device_id)
+    write_file(out, answer.trust_json)
+    print_result(as_json, device_data(answer.device), f"give {out} to 'clue-agent trust' on {answer.device.device_id}")
+
+
 @device_app.command("list")
 def device_list(
     home: Home = None,

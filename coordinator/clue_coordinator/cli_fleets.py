@@ -1,5 +1,6 @@
 """``clue-coordinator fleet``, ``status`` and ``history``."""
 
+import time
 from typing import Annotated
 
 import typer
@@ -15,20 +16,36 @@ from clue_coordinator.cli_options import (
     print_json,
     print_result,
 )
+from clue_coordinator.cli_roots import Approver, Require, fleet_approvers, read_approvers
 from clue_coordinator.cli_values import request_states
+from clue_coordinator.errors import UsageError
 from clue_coordinator.plain import event_data, fleet_data, status_data
 
 fleet_app = typer.Typer(no_args_is_help=True, help="Make and list fleets.")
+fleet_app.command("approvers")(fleet_approvers)
 
 
 @fleet_app.command("create")
 def fleet_create(
-    name: Annotated[str, typer.Argument(help="Name of the new fleet.")], home: Home = None, as_json: JsonFlag = False
+    name: Annotated[str, typer.Argument(help="Name of the new fleet.")],
+    home: Home = None,
+    approver: Approver = None,
+    require: Require = 0,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Make an empty fleet."""
+    """Make an empty fleet; with --approver its requests wait until --require of these people have signed them."""
+    if require and not approver:
+        raise UsageError("--require goes with --approver")
     with operator_client(home) as client:
-        fleet = client.create_fleet(name)
+        fleet = client.create_fleet(name, read_approvers(approver or []), require)
     line = f"fleet {name} is ready: add devices with 'clue-coordinator device add'"
+    if not fleet.require:
+        line = (
+            f"fleet {name} is made, but the root does not name it yet, and its holders must sign that: "
+            f"'clue-coordinator root draft OUT --fleet {name}'"
+        )
+    elif not fleet.self_approved:
+        line += f"; {fleet.require} of {len(fleet.approvers)} approvers must sign its requests"
     print_result(as_json, fleet_data(fleet), line)
 
 
@@ -51,12 +68,13 @@ def status(home: Home = None, as_json: JsonFlag = False) -> None:
     with operator_client(home) as client:
         info = client.server_info()
         online = [device.online for device in client.list_devices()]
-        views = list(client.list_requests(states=request_states(["scheduled", "in_progress"])))
+        views = list(client.list_requests(states=request_states(["awaiting_approval", "scheduled", "in_progress"])))
     data = status_data(info, len(online), sum(online), len(views))
     if as_json:
         print_json(data)
     else:
         from clue_coordinator.render import requests_table
+        from clue_coordinator.roots import WARN_SECONDS
         from clue_coordinator.terminal import console
 
         print(
@@ -65,6 +83,9 @@ def status(home: Home = None, as_json: JsonFlag = False) -> None:
         )
         print(f" and {_works(info.dispatcher_running)} be asked")
         print(f"{data['online']} of {data['devices']} device(s) online, {len(views)} open request(s)")
+        if info.root_expires_at.seconds < time.time() + WARN_SECONDS:
+            date = info.root_expires_at.ToDatetime().date()
+            print(f"the root expires on {date}, and devices stop then: 'clue-coordinator root renew'")
         if views:
             out = console()
             out.print(requests_table(views, out.width))

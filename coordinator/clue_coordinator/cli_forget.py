@@ -23,7 +23,7 @@ from clue_coordinator.cli_values import (
     parse_settings,
 )
 from clue_coordinator.errors import UsageError
-from clue_coordinator.plain import full_request_data, plan_data
+from clue_coordinator.plain import approvals_text, full_request_data, plan_data
 from clue_protocol.v1 import forget_pb2
 from clue_protocol.v1 import operator_pb2 as pb
 
@@ -216,6 +216,11 @@ def forget(
         if not quiet:
             number = sum(view.counts.values())
             print(f"request {view.request_id}: {number} device(s) of {fleet} will forget '{forget_class}'")
+            if view.state == pb.REQUEST_STATE_AWAITING_APPROVAL:
+                print(
+                    f"it waits for {approvals_text(view)}; who may gives one with 'clue-coordinator request approve "
+                    f"{view.request_id} --key FILE'"
+                )
         if wait:
             from clue_coordinator.cli_watch import watch
 

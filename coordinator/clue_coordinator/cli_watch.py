@@ -16,7 +16,7 @@ from rich.text import Text
 from clue_coordinator.cli_options import command_line, print_error
 from clue_coordinator.client import OperatorClient
 from clue_coordinator.errors import UnavailableError
-from clue_coordinator.plain import request_data
+from clue_coordinator.plain import approvals_text, request_data
 from clue_coordinator.render_request import LiveRequest, request_page, request_word
 from clue_coordinator.terminal import console as new_console
 from clue_protocol.v1 import operator_pb2 as pb
@@ -78,6 +78,8 @@ def _log(console: Console, views: Iterable[pb.RequestView | None]) -> pb.Request
 def _line(view: pb.RequestView) -> str:
     counts = ", ".join(f"{number} {state}" for state, number in sorted(view.counts.items()))
     wave = f", wave {view.wave} of {view.waves}" if view.waves > 1 or view.wave == 0 else ""
+    if view.state == pb.REQUEST_STATE_AWAITING_APPROVAL:
+        return f"{request_word(view)}: {approvals_text(view)}"
     return f"{request_word(view)}: {counts or 'no devices yet'}{wave}"
 
 

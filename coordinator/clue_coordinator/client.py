@@ -64,10 +64,12 @@ class OperatorClient:
         with self._errors():
             return self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=self._seconds)
 
-    def create_fleet(self, name: str) -> pb.Fleet:
-        """Make an empty fleet."""
+    def create_fleet(self, name: str, approvers: Sequence[str] = (), require: int = 0) -> pb.Fleet:
+        """Make an empty fleet; ``approvers`` are public keys in JSON, of which ``require`` must sign its requests."""
+        keys = [pb.NamedKey(key_json=text) for text in approvers]
         with self._errors():
-            return self._stub.CreateFleet(pb.CreateFleetRequest(name=name), timeout=self._seconds)
+            call = pb.CreateFleetRequest(name=name, approvers=keys, require=require)
+            return self._stub.CreateFleet(call, timeout=self._seconds)
 
     def list_fleets(self) -> list[pb.Fleet]:
         """All fleets, by name."""
@@ -86,6 +88,11 @@ class OperatorClient:
         """One device."""
         with self._errors():
             return self._stub.GetDevice(pb.GetDeviceRequest(device_id=device_id), timeout=self._seconds)
+
+    def trust_document(self, device_id: str) -> pb.AddDeviceResponse:
+        """What an enrolled device must trust, anew."""
+        with self._errors():
+            return self._stub.GetTrustDocument(pb.GetDeviceRequest(device_id=device_id), timeout=self._seconds)
 
     def list_devices(
         self, fleet: str = "", *, where: str = "", online: bool | None = None, retired: bool = False
@@ -196,6 +203,33 @@ class OperatorClient:
                     raise
                 yield None
                 time.sleep(_AWAY_SECONDS)
+
+    def get_root(self, version: int = 0, *, after: int = 0) -> pb.GetRootResponse:
+        """The newest root or this version, and with ``after`` all versions after that one."""
+        with self._errors():
+            return self._stub.GetRoot(pb.GetRootRequest(version=version, after=after), timeout=self._seconds)
+
+    def publish_root(self, envelope: bytes, names: Mapping[str, str]) -> pb.GetRootResponse:
+        """Make a root the newest; ``names`` says what people call its keys, by key id."""
+        with self._errors():
+            return self._stub.PublishRoot(pb.PublishRootCall(envelope=envelope, names=names), timeout=self._seconds)
+
+    def get_request_document(self, request_id: str) -> pb.GetRequestDocumentResponse:
+        """What there is to sign of a request; what it says must be read from the document itself."""
+        with self._errors():
+            call = pb.GetRequestDocumentRequest(request_id=request_id)
+            return self._stub.GetRequestDocument(call, timeout=self._seconds)
+
+    def approve_request(self, request_id: str, envelope: bytes) -> pb.RequestView:
+        """Hand in signatures over a request's document."""
+        with self._errors():
+            call = pb.ApproveRequestCall(request_id=request_id, envelope=envelope)
+            return self._stub.ApproveRequest(call, timeout=self._seconds)
+
+    def reject_request(self, request_id: str, comment: str = "") -> pb.RequestView:
+        """Cancel a request that waits for approval."""
+        with self._errors():
+            return self._stub.RejectRequest(_change(request_id, comment), timeout=_LONG_SECONDS)
 
     def _pages(self, method: Callable[..., Any], call: Any) -> Iterator[Any]:
         while True:

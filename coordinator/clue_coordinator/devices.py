@@ -36,7 +36,7 @@ def label_device(ledger: Ledger, device_id: str, set_: dict[str, str], remove: l
     """
     with ledger.write() as session:
         device = require_device(session, device_id)
-        _check_in_use(device)
+        check_in_use(device)
         labels = merged_labels({key: value for key, value in device.labels.items() if key not in remove}, set_)
         if labels == device.labels:
             return device
@@ -75,7 +75,7 @@ def retire_device(ledger: Ledger, device_id: str) -> Device:
     """
     with ledger.write() as session:
         device = require_device(session, device_id)
-        _check_in_use(device)
+        check_in_use(device)
         device.retired_at, device.online = ledger.clock(), False
         ledger.record(session, "device.retired", fleet=device.fleet.name, device_id=device_id)
         query = select(Execution).where(Execution.device_pk == device.id, Execution.state.in_(ACTIVE))
@@ -119,6 +119,7 @@ def join_requests(session: Session, ledger: Ledger, device: Device) -> None:
         )
 
 
-def _check_in_use(device: Device) -> None:
+def check_in_use(device: Device) -> None:
+    """ConflictError if the device is retired."""
     if device.retired_at is not None:
         raise ConflictError(f"device '{device.device_id}' is retired: enrol it anew under another name")

@@ -14,7 +14,7 @@ from clue_protocol.trust.keys import fingerprint
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class HomeKeys:
     """Signers of the home.
 
@@ -22,11 +22,18 @@ class HomeKeys:
         request: signs requests of fleets that need nobody's approval.
         timestamps: those that may sign the time; more than one while the key is being replaced.
         root: signs roots; None once the root belongs to people.
+        config: whose home; None for keys that are in no folder.
     """
 
     request: Signer
     timestamps: tuple[Signer, ...]
     root: Signer | None = None
+    config: CoordinatorConfig | None = None
+
+    def refresh(self) -> None:
+        """Look again which timestamp keys and root key there are; KeyFileError if one cannot be used."""
+        if self.config is not None:
+            self.timestamps, self.root = _changing(self.config)
 
 
 def create_home_keys(config: CoordinatorConfig) -> HomeKeys:
@@ -39,11 +46,14 @@ def create_home_keys(config: CoordinatorConfig) -> HomeKeys:
 
 def load_home_keys(config: CoordinatorConfig) -> HomeKeys:
     """The keys of the home; KeyFileError if the request key, or a key that is there, cannot be used."""
-    timestamps = tuple(
-        load_signing_key(path) for path in (config.timestamp_key, config.next_timestamp_key) if path.exists()
-    )
-    root = load_signing_key(config.root_key) if config.root_key.exists() else None
-    return HomeKeys(load_signing_key(config.request_key), timestamps, root)
+    timestamps, root = _changing(config)
+    return HomeKeys(load_signing_key(config.request_key), timestamps, root, config)
+
+
+def _changing(config: CoordinatorConfig) -> tuple[tuple[Signer, ...], Signer | None]:
+    paths = (config.timestamp_key, config.next_timestamp_key)
+    timestamps = tuple(load_signing_key(path) for path in paths if path.exists())
+    return timestamps, load_signing_key(config.root_key) if config.root_key.exists() else None
 
 
 def holds(role: Role, key: Key) -> bool:

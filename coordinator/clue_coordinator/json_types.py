@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 _exact = with_config(ConfigDict(extra="forbid"))
 
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-RequestStateWord = Literal["SCHEDULED", "IN_PROGRESS", "COMPLETED", "CANCELED", "ABORTED"]
+RequestStateWord = Literal["AWAITING_APPROVAL", "SCHEDULED", "IN_PROGRESS", "COMPLETED", "CANCELED", "ABORTED"]
 ExecutionStateWord = Literal[
     "QUEUED", "IN_PROGRESS", "SUCCEEDED", "FAILED", "TIMED_OUT", "REJECTED", "CANCELED", "REMOVED"
 ]
@@ -109,6 +109,15 @@ class ExecutionData(TypedDict):
 
 
 @_exact
+class ApprovalData(TypedDict):
+    """A signature over a request."""
+
+    key_id: Annotated[str, _says("key that signed")]
+    name: Annotated[str, _says("what people call it, or the token it came with; coordinator for its own")]
+    at: Annotated[Time | None, _says("when it came")]
+
+
+@_exact
 class RequestData(TypedDict):
     """A request."""
 
@@ -133,6 +142,8 @@ class RequestData(TypedDict):
     waiting_patch: Annotated[int, _says("devices that wait for a patch; 0 in 'request list'")]
     eta_seconds: Annotated[float | None, _says("until those that are online have answered; null if unknown")]
     retry_of: Annotated[str | None, _says("request that this one repeats")]
+    approvals: Annotated[list[ApprovalData], _says("signatures of keys that may approve")]
+    approvals_needed: Annotated[int, _says("how many there must be before a device is asked")]
 
 
 @_exact
@@ -219,6 +230,9 @@ class FleetData(TypedDict):
     devices: Annotated[int, _says("devices in use")]
     classes: Annotated[list[str], _says("classes that at least one of them knows")]
     created_at: Annotated[Time | None, _says("when it was made")]
+    approvers: Annotated[list[str], _says("key ids that decide over its requests")]
+    require: Annotated[int, _says("how many of them must sign; 0 if the root does not name the fleet")]
+    self_approved: Annotated[bool, _says("the coordinator's own key is enough")]
 
 
 @_exact
@@ -243,6 +257,56 @@ class NewTokenData(TokenData):
 
 
 @_exact
+class KeyData(TypedDict):
+    """A public key."""
+
+    key_id: Annotated[str, _says("SHA-256 over the key, as securesystemslib makes it")]
+    name: Annotated[str, _says("what people call it; empty if nobody said")]
+    scheme: Annotated[str, _says("such as ed25519")]
+
+
+@_exact
+class RoleData(TypedDict):
+    """So many of these keys."""
+
+    threshold: Annotated[int, _says("how many must sign")]
+    keys: Annotated[list[KeyData], _says("which may")]
+
+
+@_exact
+class RootFleetData(TypedDict):
+    """What the root says of a fleet."""
+
+    fleet: Annotated[str, _says("name")]
+    request: Annotated[RoleData, _says("who decides over its requests")]
+    epoch: Annotated[int, _says("highest 32 bits of the numbers of its requests")]
+
+
+@_exact
+class RevokedData(KeyData):
+    """A key that may never have a role again."""
+
+    revoked_at: Annotated[Time | None, _says("since when")]
+    reason: Annotated[str, _says("why")]
+
+
+@_exact
+class RootData(TypedDict):
+    """A root, or the draft of one."""
+
+    installation: Annotated[str, _says("32 hex digits, the same in every version")]
+    version: Annotated[int, _says("from 1")]
+    sha256: Annotated[str, _says("digest of what is signed")]
+    issued_at: Annotated[Time | None, _says("when it was made")]
+    expires_at: Annotated[Time | None, _says("devices stop then unless there is a newer one")]
+    root: Annotated[RoleData, _says("holders of the root")]
+    timestamp: Annotated[RoleData, _says("who signs the time")]
+    fleets: Annotated[list[RootFleetData], _says("by name")]
+    revoked: Annotated[list[RevokedData], _says("keys that were revoked")]
+    signed_by: Annotated[list[str], _says("key ids of its holders whose valid signature it carries")]
+
+
+@_exact
 class StatusData(TypedDict):
     """How the coordinator is."""
 
@@ -253,19 +317,26 @@ class StatusData(TypedDict):
     metrics_url: Annotated[str, _says("for Prometheus")]
     devices: Annotated[int, _says("devices in use")]
     online: Annotated[int, _says("devices that are online")]
-    open_requests: Annotated[int, _says("requests that are SCHEDULED or IN_PROGRESS")]
+    root_version: Annotated[int, _says("version of the newest root")]
+    root_expires_at: Annotated[Time | None, _says("devices stop then unless there is a newer root")]
+    open_requests: Annotated[int, _says("requests that are AWAITING_APPROVAL, SCHEDULED or IN_PROGRESS")]
 
 
 # Document -> the commands that print it. A list of them is marked with [].
 DOCUMENTS: dict[str, tuple[object, str]] = {
     "status": (StatusData, "status"),
-    "request": (RequestData, "request list [], request watch (one line each), request pause, resume, cancel and retry"),
+    "request": (
+        RequestData,
+        "request list [], request watch (one line each), request pause, resume, cancel, retry, approve and reject",
+    ),
     "request-with-devices": (RequestWithDevicesData, "forget, request show"),
     "plan": (PlanData, "forget --dry-run"),
-    "device": (DeviceData, "device list [], device add, label and retire"),
+    "device": (DeviceData, "device list [], device add, trust, label and retire"),
     "device-with-events": (DeviceWithEventsData, "device show"),
     "event": (EventData, "history []"),
-    "fleet": (FleetData, "fleet list [], fleet create"),
+    "fleet": (FleetData, "fleet list [], fleet create and approvers"),
     "token": (TokenData, "token list [], token revoke"),
+    "root": (RootData, "root show, draft, sign, publish and renew"),
+    "key": (KeyData, "key create, key show"),
     "new-token": (NewTokenData, "token create"),
 }

@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
 import clue
+from clue_coordinator import roots
 from clue_coordinator.errors import CoordinatorError
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, Fleet, Request
@@ -34,6 +35,7 @@ class LedgerCollector(Collector):
         """One consistent reading of the ledger."""
         with self._ledger.read() as session:
             yield _build_info()
+            yield from _root(session)
             yield from _devices(session)
             yield from _counts(session)
             yield from _receipts(session)
@@ -43,6 +45,20 @@ def _build_info() -> Metric:
     family = GaugeMetricFamily("clue_coordinator_build_info", "Version of the coordinator.", labels=["version"])
     family.add_metric([clue.__version__], 1)
     return family
+
+
+def _root(session: Session) -> Iterator[Metric]:
+    trusted = roots.latest_or_none(session)
+    if trusted is None:
+        return
+    version = GaugeMetricFamily("clue_root_version", "Version of the newest root.")
+    version.add_metric([], trusted.root.version)
+    expires = GaugeMetricFamily(
+        "clue_root_expires_timestamp_seconds", "When devices stop unless there is a newer root, seconds since 1970."
+    )
+    expires.add_metric([], trusted.root.expires_ns / 1e9)
+    yield version
+    yield expires
 
 
 def _devices(session: Session) -> Iterator[Metric]:

@@ -20,11 +20,12 @@ from clue_coordinator.errors import FlowerError, UsageError
 from clue_coordinator.flower import Flower
 from clue_coordinator.home_keys import HomeKeys
 from clue_coordinator.ledger import Ledger
-from clue_coordinator.models import Fleet
+from clue_coordinator.models import Device, Fleet
 from clue_coordinator.plan import parse_plan
 from clue_coordinator.progress import progress_of
 from clue_coordinator.targets import Target
 from clue_coordinator.token_service import TokenMethods
+from clue_coordinator.trust_service import TrustMethods, approver_role
 from clue_coordinator.watching import WatchedRequests
 from clue_protocol.documents import Enrolment, Trust
 from clue_protocol.v1 import operator_pb2 as pb
@@ -36,7 +37,7 @@ _EXECUTIONS, _MAX_EXECUTIONS = 50, 500
 _WATCH_PAUSE_SECONDS = 0.2
 
 
-class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
+class OperatorService(TokenMethods, TrustMethods, operator_pb2_grpc.OperatorServiceServicer):
     """See operator.proto."""
 
     def __init__(
@@ -57,7 +58,11 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
     def GetServerInfo(  # noqa: D102
         self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> pb.GetServerInfoResponse:
+        with _answering(context), self._ledger.read() as session:
+            root = roots.latest_or_none(session)
         return pb.GetServerInfoResponse(
+            root_version=root.root.version if root is not None else 0,
+            root_expires_at=views.stamp(root.root.expires_ns / 1e9) if root is not None else None,
             version=clue.__version__,
             metrics_url=self._config.metrics_url,
             superlink_address=self._config.superlink_address,
@@ -67,7 +72,8 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
 
     def CreateFleet(self, request: pb.CreateFleetRequest, context: grpc.ServicerContext) -> pb.Fleet:  # noqa: D102
         with _answering(context):
-            return views.fleet_view(create_fleet(self._ledger, request.name, self._keys))
+            role, names = approver_role(request)
+            return self._fleet_view(create_fleet(self._ledger, request.name, self._keys, role, names))
         raise AssertionError
 
     def ListFleets(  # noqa: D102
@@ -75,7 +81,7 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
     ) -> pb.ListFleetsResponse:
         with _answering(context), self._ledger.read() as session:
             fleets = session.scalars(select(Fleet).order_by(Fleet.name).options(selectinload(Fleet.devices)))
-            return pb.ListFleetsResponse(fleets=[views.fleet_view(fleet) for fleet in fleets])
+            return pb.ListFleetsResponse(fleets=[self._fleet_view(fleet) for fleet in fleets])
         raise AssertionError
 
     def AddDevice(self, request: pb.AddDeviceRequest, context: grpc.ServicerContext) -> pb.AddDeviceResponse:  # noqa: D102
@@ -86,20 +92,20 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
             # Registering the same key again gives the same node, so a crash in between is harmless.
             node_id = self._flower.register(enrolment.supernode_key, enrolment.device_id)
             device = add_device(self._ledger, request.fleet, enrolment, node_id)
-            with self._ledger.read() as session:
-                root = roots.latest(session)
-            trust = Trust(
-                fleet=request.fleet,
-                root=root.envelope,
-                superlink=self._config.superlink_address,
-                ca_pem=(self._config.pki / "ca.pem").read_text(encoding="ascii"),
-            )
-            return pb.AddDeviceResponse(device=views.device_view(device), trust_json=trust.to_json())
+            return self._admission(device)
         raise AssertionError
 
     def GetDevice(self, request: pb.GetDeviceRequest, context: grpc.ServicerContext) -> pb.Device:  # noqa: D102
         with _answering(context), self._ledger.read() as session:
             return views.device_view(devices.require_device(session, request.device_id))
+        raise AssertionError
+
+    def GetTrustDocument(self, request: pb.GetDeviceRequest, context: grpc.ServicerContext) -> pb.AddDeviceResponse:  # noqa: D102
+        with _answering(context):
+            with self._ledger.read() as session:
+                device = devices.require_device(session, request.device_id)
+            devices.check_in_use(device)
+            return self._admission(device)
         raise AssertionError
 
     def ListDevices(self, request: pb.ListDevicesRequest, context: grpc.ServicerContext) -> pb.ListDevicesResponse:  # noqa: D102
@@ -205,6 +211,22 @@ class OperatorService(TokenMethods, operator_pb2_grpc.OperatorServiceServicer):
                 requests.retry_request(self._ledger, request.request_id, self._keys.request, names, idempotency_key=key)
             )
         raise AssertionError
+
+    def _admission(self, device: Device) -> pb.AddDeviceResponse:
+        with self._ledger.read() as session:
+            root = roots.latest(session)
+        trust = Trust(
+            fleet=device.fleet.name,
+            root=root.envelope,
+            superlink=self._config.superlink_address,
+            ca_pem=(self._config.pki / "ca.pem").read_text(encoding="ascii"),
+        )
+        return pb.AddDeviceResponse(device=views.device_view(device), trust_json=trust.to_json())
+
+    def _fleet_view(self, fleet: Fleet) -> pb.Fleet:
+        with self._ledger.read() as session:
+            root = roots.latest_or_none(session)
+        return views.fleet_view(fleet, root.root if root is not None else None, self._keys.request.public_key)
 
     def _view(self, request_id: str, executions: int = 0) -> pb.RequestView:
         if executions > _MAX_EXECUTIONS:

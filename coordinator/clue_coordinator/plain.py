@@ -58,7 +58,16 @@ def request_data(view: pb.RequestView) -> js.RequestData:
         "waiting_patch": view.waiting_patch,
         "eta_seconds": view.eta_seconds if view.HasField("eta_seconds") else None,
         "retry_of": view.retry_of or None,
+        "approvals": [{"key_id": a.key_id, "name": a.name, "at": _time(a, "at")} for a in view.approvals],
+        "approvals_needed": view.approvals_needed,
     }
+
+
+def approvals_text(view: pb.RequestView) -> str:
+    """``1 of 2 approvals: alice (key ab12cd34)``."""
+    who = ", ".join(f"{a.name or 'somebody'} (key {a.key_id[:8]})" for a in view.approvals)
+    plural = "s" if view.approvals_needed > 1 else ""
+    return f"{len(view.approvals)} of {view.approvals_needed} approval{plural}" + (f": {who}" if who else "")
 
 
 def full_request_data(view: pb.RequestView, executions: Sequence[pb.ExecutionView]) -> js.RequestWithDevicesData:
@@ -204,6 +213,8 @@ def status_data(info: pb.GetServerInfoResponse, devices: int, online: int, open_
         "metrics_url": info.metrics_url,
         "devices": devices,
         "online": online,
+        "root_version": info.root_version,
+        "root_expires_at": _time(info, "root_expires_at"),
         "open_requests": open_requests,
     }
 
@@ -215,6 +226,9 @@ def fleet_data(fleet: pb.Fleet) -> js.FleetData:
         "devices": fleet.devices,
         "classes": list(fleet.classes),
         "created_at": _time(fleet, "created_at"),
+        "approvers": list(fleet.approvers),
+        "require": fleet.require,
+        "self_approved": fleet.self_approved,
     }
 
 

@@ -43,9 +43,11 @@ def requests_table(views: Iterable[pb.RequestView], columns: int) -> Table:
 
 def fleets_table(fleets: Iterable[pb.Fleet]) -> Table:
     """Fleets, a line each."""
-    found = table("fleet", "devices", "classes", right=["devices"], wide=("fleet", "classes"))
+    found = table("fleet", "devices", "decides", "classes", right=["devices"], wide=("fleet", "classes"))
     for fleet in fleets:
-        found.add_row(fleet.name, str(fleet.devices), ", ".join(fleet.classes))
+        people = f"{fleet.require} of {len(fleet.approvers)}" if fleet.require else Text("nobody yet", "yellow")
+        decides = "coordinator" if fleet.self_approved else people
+        found.add_row(fleet.name, str(fleet.devices), decides, ", ".join(fleet.classes))
     return found
 
 

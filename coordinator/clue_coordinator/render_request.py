@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from clue_coordinator.plain import execution_state, request_state, rule_text
+from clue_coordinator.plain import approvals_text, execution_state, request_state, rule_text
 from clue_coordinator.terminal import duration_text, minute_text, names_text, natural, table, time_text
 from clue_protocol.v1 import forget_pb2
 from clue_protocol.v1 import operator_pb2 as pb
@@ -23,7 +23,7 @@ COLOURS = {
     "IN_PROGRESS": "cyan",
     "QUEUED": "",
 }
-_STATE_COLOURS = {"COMPLETED": "green", "ABORTED": "red", "CANCELED": "yellow"}
+_STATE_COLOURS = {"AWAITING_APPROVAL": "yellow", "COMPLETED": "green", "ABORTED": "red", "CANCELED": "yellow"}
 _RANK = {"FAILED": 0, "TIMED_OUT": 1, "REJECTED": 2, "IN_PROGRESS": 3, "SUCCEEDED": 4, "QUEUED": 5}
 _NAMES = 6
 _NAME_COLUMNS = 32
@@ -35,7 +35,7 @@ def request_word(view: pb.RequestView) -> str:
 
 
 def _is_paused(view: pb.RequestView) -> bool:
-    return view.paused and request_state(view) in ("SCHEDULED", "IN_PROGRESS")
+    return view.paused and request_state(view) in ("AWAITING_APPROVAL", "SCHEDULED", "IN_PROGRESS")
 
 
 def state_text(view: pb.RequestView) -> Text:
@@ -200,6 +200,8 @@ def _facts(view: pb.RequestView, now: float) -> list[Text]:
     lines += [Text(_when(view, now)), *_plan(view), *_waits(view)]
     if view.reason:
         lines.append(Text(view.reason, "red" if request_state(view) == "ABORTED" else "yellow"))
+    if view.approvals_needed > 1 and request_state(view) != "AWAITING_APPROVAL":
+        lines.append(Text(approvals_text(view), "dim"))
     if view.retry_of:
         lines.append(Text(f"repeats {view.retry_of}", "dim"))
     return lines
@@ -232,6 +234,10 @@ def _plan(view: pb.RequestView) -> Iterator[Text]:
 
 def _waits(view: pb.RequestView) -> Iterator[Text]:
     if view.HasField("finished_at"):
+        return
+    if request_state(view) == "AWAITING_APPROVAL":
+        approve = f"'clue-coordinator request approve {view.request_id[:8]} --key FILE'"
+        yield Text(f"{approvals_text(view)}; no device is asked before that: {approve}", "yellow")
         return
     if _is_paused(view):
         yield Text(f"paused: no device begins until 'request resume {view.request_id[:8]}'", "yellow")

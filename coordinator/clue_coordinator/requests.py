@@ -113,8 +113,8 @@ def create_request(ledger: Ledger, order: ForgetOrder, signer: Signer) -> str:
         own = holds(role, signer.public_key)
         if order.plan.without_samples == "aggregate" and not (own and role.threshold == 1):
             raise UsageError(
-                f"requests on fleet '{order.fleet}' need approvals of people, and patches are signed by the coordinator "
-                "alone: leave --without-samples aggregate away"
+                f"requests on fleet '{order.fleet}' need approvals of people, but the coordinator alone signs patches: "
+                "leave --without-samples aggregate away"
             )
         fleet.sequence = planned.sequence
         message = request_message(order, root.installation, fleet.sequence, now, planned.expires_at)

@@ -55,6 +55,7 @@ METHODS = {
     "ListEvents": Role.VIEWER,
     "PlanForget": Role.VIEWER,
     "GetRoot": Role.VIEWER,
+    "GetTrustDocument": Role.VIEWER,
     "GetRequestDocument": Role.VIEWER,
     "ApproveRequest": Role.APPROVER,
     "RejectRequest": Role.APPROVER,

@@ -96,7 +96,8 @@ class _Trust:
 
 def _first(envelopes: list[bytes]) -> list[bytes]:
     """As many as fit beside a request; the device asks for more when it has these."""
-    size, found = 0, []
+    size = 0
+    found: list[bytes] = []
     for envelope in envelopes:
         size += len(envelope)
         if found and size > _ROOT_BYTES:

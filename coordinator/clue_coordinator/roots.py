@@ -8,11 +8,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from clue_coordinator import tlog
-from clue_coordinator.errors import ConflictError, RootRefusedError
+from clue_coordinator.errors import ConflictError, RootRefusedError, UsageError
 from clue_coordinator.home_keys import HomeKeys, holds
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Fleet, KeyName, RootVersion
-from clue_protocol.errors import ProtocolError
+from clue_protocol.errors import EnvelopeError, ProtocolError
 from clue_protocol.trust import (
     ROOT_TYPE,
     FleetTrust,
@@ -75,8 +75,9 @@ def publish(ledger: Ledger, envelope: bytes, keys: HomeKeys, names: Mapping[str,
         names: what people call the keys, by key id.
 
     Raises:
-        RootRefusedError: it does not follow the newest root, too few holders have signed, it has expired, or it names no
-            timestamp key of this coordinator.
+        UsageError: it is no root.
+        RootRefusedError: it does not follow the newest root, too few holders have signed, it has expired, or it names
+            no timestamp key of this coordinator.
     """
     with ledger.write() as session:
         return publish_in(session, ledger, envelope, keys, names)
@@ -93,6 +94,8 @@ def publish_in(
         if payload_digest(read_envelope(envelope, ROOT_TYPE)) == old.digest:
             return old
         new = next_root(old, envelope)
+    except EnvelopeError as error:
+        raise UsageError(f"this is no signed root: {error}") from None
     except ProtocolError as error:
         raise RootRefusedError(str(error)) from None
     if new.root.expires_ns <= ledger.clock() * 1e9:

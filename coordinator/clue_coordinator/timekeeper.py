@@ -49,7 +49,7 @@ class Timekeeper:
             session.add(row)
         row.value = max(row.value + 1, int(now * 1000))
         try:
-            envelope = attest_time(root, signer, int(now) * 10**9, row.value, nonce)
+            envelope = attest_time(root, signer, int(now * 1e9), row.value, nonce)
         except (ProtocolError, ValueError) as error:
             log.warning("the time cannot be attested: %s", error)
             return b""

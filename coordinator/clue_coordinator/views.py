@@ -1,8 +1,10 @@
 """Ledger rows as the messages that operators see."""
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from securesystemslib.signer import Key
 
 from clue_coordinator.enrol import fleet_classes
+from clue_coordinator.home_keys import holds
 from clue_coordinator.models import Device, Event, Execution, Fleet, Request
 from clue_coordinator.plain import rule_state, rule_word
 from clue_coordinator.plan import RolloutPlan
@@ -13,6 +15,7 @@ from clue_coordinator.requests import ForgetOrder, Planned
 from clue_coordinator.states import ExecutionState
 from clue_protocol.envelope import RECEIPT_TYPE, peek_message
 from clue_protocol.errors import ProtocolError
+from clue_protocol.trust import Root
 from clue_protocol.v1 import agent_pb2, forget_pb2
 from clue_protocol.v1 import operator_pb2 as pb
 
@@ -22,9 +25,14 @@ def stamp(seconds: float | None) -> Timestamp | None:
     return None if seconds is None else Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
 
 
-def fleet_view(fleet: Fleet) -> pb.Fleet:
-    """A fleet with its devices loaded."""
+def fleet_view(fleet: Fleet, root: Root | None = None, own: Key | None = None) -> pb.Fleet:
+    """A fleet with its devices loaded; ``own`` is the coordinator's request key."""
+    trust = root.fleets.get(fleet.name) if root is not None else None
+    role = trust.request if trust is not None else None
     return pb.Fleet(
+        approvers=[str(key.keyid) for key in role.keys] if role else [],
+        require=role.threshold if role else 0,
+        self_approved=role is not None and own is not None and role.threshold == 1 and holds(role, own),
         name=fleet.name,
         devices=sum(device.retired_at is None for device in fleet.devices),
         classes=fleet_classes(fleet),
@@ -70,6 +78,8 @@ def request_view(request: Request, progress: Progress | None = None) -> pb.Reque
         wave=request.wave,
         waves=request.waves,
         retry_of=request.retry_of or "",
+        approvals=map(approval_view, request.approvals),
+        approvals_needed=request.approvals_needed,
     )
     if progress is not None:
         view.executions.extend(execution_view(execution) for execution in progress.executions)
@@ -77,6 +87,11 @@ def request_view(request: Request, progress: Progress | None = None) -> pb.Reque
         if progress.eta_seconds is not None:
             view.eta_seconds = progress.eta_seconds
     return view
+
+
+def approval_view(entry: dict[str, object]) -> pb.Approval:
+    """An entry of a request's approvals."""
+    return pb.Approval(key_id=str(entry["keyid"]), name=str(entry["name"]), at=stamp(float(str(entry["at"]))))
 
 
 def target_view(target: dict[str, object]) -> pb.Target:

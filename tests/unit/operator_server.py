@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
-from fleet_ledger import Fleet
+from fleet_ledger import SIGNER, Fleet
 
 from clue_coordinator import tokens
 from clue_coordinator.client import OperatorClient
@@ -41,7 +42,8 @@ class House:
         self.fleet = Fleet(Ledger(config.ledger_place))
         from clue_coordinator import enrol
 
-        self.keys = load_home_keys(config)
+        # Fleet ``yard`` belongs to the key that the test's own orders are signed with.
+        self.keys = replace(load_home_keys(config), request=SIGNER)
         enrol.create_fleet(self.ledger, "yard", self.keys)
         for index in range(devices):
             self.fleet.add_device(index)

@@ -174,11 +174,18 @@ class GetServerInfoResponse(_message.Message):
     SUPERLINK_ADDRESS_FIELD_NUMBER: _builtins.int
     SUPERLINK_RUNNING_FIELD_NUMBER: _builtins.int
     DISPATCHER_RUNNING_FIELD_NUMBER: _builtins.int
+    ROOT_VERSION_FIELD_NUMBER: _builtins.int
+    ROOT_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     metrics_url: _builtins.str
     superlink_address: _builtins.str
     superlink_running: _builtins.bool
     dispatcher_running: _builtins.bool
+    root_version: _builtins.int
+    @_builtins.property
+    def root_expires_at(self) -> _timestamp_pb2.Timestamp:
+        """Devices stop then, unless there is a newer root."""
+
     def __init__(
         self,
         *,
@@ -187,10 +194,12 @@ class GetServerInfoResponse(_message.Message):
         superlink_address: _builtins.str = ...,
         superlink_running: _builtins.bool = ...,
         dispatcher_running: _builtins.bool = ...,
+        root_version: _builtins.int = ...,
+        root_expires_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["root_expires_at", b"root_expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dispatcher_running", b"dispatcher_running", "metrics_url", b"metrics_url", "superlink_address", b"superlink_address", "superlink_running", b"superlink_running", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dispatcher_running", b"dispatcher_running", "metrics_url", b"metrics_url", "root_expires_at", b"root_expires_at", "root_version", b"root_version", "superlink_address", b"superlink_address", "superlink_running", b"superlink_running", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

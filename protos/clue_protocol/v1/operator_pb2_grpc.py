@@ -59,6 +59,11 @@ class OperatorServiceStub:
                 request_serializer=clue_dot_v1_dot_operator__pb2.GetDeviceRequest.SerializeToString,
                 response_deserializer=clue_dot_v1_dot_operator__pb2.Device.FromString,
                 _registered_method=True)
+        self.GetTrustDocument = channel.unary_unary(
+                '/clue.v1.OperatorService/GetTrustDocument',
+                request_serializer=clue_dot_v1_dot_operator__pb2.GetDeviceRequest.SerializeToString,
+                response_deserializer=clue_dot_v1_dot_operator__pb2.AddDeviceResponse.FromString,
+                _registered_method=True)
         self.ListDevices = channel.unary_unary(
                 '/clue.v1.OperatorService/ListDevices',
                 request_serializer=clue_dot_v1_dot_operator__pb2.ListDevicesRequest.SerializeToString,
@@ -201,6 +206,13 @@ class OperatorServiceServicer:
 
     def GetDevice(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTrustDocument(self, request, context):
+        """What an enrolled device must trust, with the newest root: for a device that lost it, or of before there were roots.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -382,6 +394,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.GetDevice,
                     request_deserializer=clue_dot_v1_dot_operator__pb2.GetDeviceRequest.FromString,
                     response_serializer=clue_dot_v1_dot_operator__pb2.Device.SerializeToString,
+            ),
+            'GetTrustDocument': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrustDocument,
+                    request_deserializer=clue_dot_v1_dot_operator__pb2.GetDeviceRequest.FromString,
+                    response_serializer=clue_dot_v1_dot_operator__pb2.AddDeviceResponse.SerializeToString,
             ),
             'ListDevices': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDevices,
@@ -629,6 +646,33 @@ class OperatorService:
             '/clue.v1.OperatorService/GetDevice',
             clue_dot_v1_dot_operator__pb2.GetDeviceRequest.SerializeToString,
             clue_dot_v1_dot_operator__pb2.Device.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrustDocument(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/clue.v1.OperatorService/GetTrustDocument',
+            clue_dot_v1_dot_operator__pb2.GetDeviceRequest.SerializeToString,
+            clue_dot_v1_dot_operator__pb2.AddDeviceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class OperatorServiceStub:
     AddDevice: _grpc.UnaryUnaryMultiCallable[_operator_pb2.AddDeviceRequest, _operator_pb2.AddDeviceResponse]
     """Add a device from its enrolment document; answers with what the device must trust."""
     GetDevice: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetDeviceRequest, _operator_pb2.Device]
+    GetTrustDocument: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetDeviceRequest, _operator_pb2.AddDeviceResponse]
+    """What an enrolled device must trust, with the newest root: for a device that lost it, or of before there were roots."""
     ListDevices: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListDevicesRequest, _operator_pb2.ListDevicesResponse]
     LabelDevice: _grpc.UnaryUnaryMultiCallable[_operator_pb2.LabelDeviceRequest, _operator_pb2.Device]
     """Set and remove labels of a device. Continuous requests that now match it are queued for it."""
@@ -89,6 +91,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     AddDevice: _aio.UnaryUnaryMultiCallable[_operator_pb2.AddDeviceRequest, _operator_pb2.AddDeviceResponse]  # type: ignore[assignment]
     """Add a device from its enrolment document; answers with what the device must trust."""
     GetDevice: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetDeviceRequest, _operator_pb2.Device]  # type: ignore[assignment]
+    GetTrustDocument: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetDeviceRequest, _operator_pb2.AddDeviceResponse]  # type: ignore[assignment]
+    """What an enrolled device must trust, with the newest root: for a device that lost it, or of before there were roots."""
     ListDevices: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListDevicesRequest, _operator_pb2.ListDevicesResponse]  # type: ignore[assignment]
     LabelDevice: _aio.UnaryUnaryMultiCallable[_operator_pb2.LabelDeviceRequest, _operator_pb2.Device]  # type: ignore[assignment]
     """Set and remove labels of a device. Continuous requests that now match it are queued for it."""
@@ -166,6 +170,14 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.GetDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.Device, _abc.Awaitable[_operator_pb2.Device]]: ...
+
+    @_abc_1.abstractmethod
+    def GetTrustDocument(
+        self,
+        request: _operator_pb2.GetDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.AddDeviceResponse, _abc.Awaitable[_operator_pb2.AddDeviceResponse]]:
+        """What an enrolled device must trust, with the newest root: for a device that lost it, or of before there were roots."""
 
     @_abc_1.abstractmethod
     def ListDevices(
