@@ -7,6 +7,7 @@ Runs the agent itself (journal, sealed store, guard, erasure) with real CIFAR-10
 
 import argparse
 import json
+import secrets
 import shutil
 import sys
 import tempfile
@@ -26,9 +27,14 @@ from clue_agent.journal import Journal
 from clue_agent.limits import LimitsConfig
 from clue_agent.retention import VaultLimits
 from clue_agent.sealed import KeyRing
+from clue_agent.setup import save_trust
 from clue_agent.store import ModelStore
+from clue_agent.trust_files import pinned_root
 from clue_protocol.documents import Trust
 from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, open_message, sign_message
+from clue_protocol.trust import ROOT_TYPE, FleetTrust, Role, Root, add_signature, attest_time, new_installation_id
+from clue_protocol.trust.times import DAY, to_timestamp
+from clue_protocol.v1 import agent_pb2
 from clue_protocol.v1 import forget_pb2 as pb
 
 
@@ -70,7 +76,18 @@ def _deal(data: Path, home: Path, names: tuple[str, ...], samples: int, holdout:
 
 
 def _run(home: Path, model: Path, names: tuple[str, ...], data: Path, test: int) -> Any:
-    operator, device = CryptoSigner.generate_ed25519(), CryptoSigner.generate_ed25519()
+    holder, timer, operator, device = (CryptoSigner.generate_ed25519() for _ in range(4))
+    now = time.time_ns()
+    root = Root(
+        installation=new_installation_id(),
+        version=1,
+        issued_ns=now,
+        expires_ns=now + 30 * DAY,
+        root=Role((holder.public_key,)),
+        timestamp=Role((timer.public_key,)),
+        fleets={"yard": FleetTrust(Role((operator.public_key,)))},
+    )
+    pinned = add_signature(root.to_envelope(), ROOT_TYPE, holder)
     config = AgentConfig(
         device_id="pi-1",
         samples=home / "samples",
@@ -82,21 +99,33 @@ def _run(home: Path, model: Path, names: tuple[str, ...], data: Path, test: int)
     )
     ModelStore(config.store, KeyRing(config.keys)).install(model)
     journal = Journal(config.journal)
-    agent = Agent(config, Trust("yard", (operator.public_key,), "127.0.0.1:9092", "(none)"), device, journal)
+    trust = save_trust(config, Trust("yard", pinned, "127.0.0.1:9092", "(none)").to_json())
+    agent = Agent(config, trust, device, journal)
     agent.start()
     yield {"forgotten": "", **_measure(agent, names, data, test)}
     for number, name in enumerate(names[:-1]):
         request = pb.ForgetRequest(
             request_id=f"r-{number}",
+            installation=root.installation,
             fleet="yard",
             sequence=number + 1,
+            nonce=secrets.token_bytes(16),
             forget_class=name,
             policy=pb.Policy(max_ua=0.1, max_ra_drop=0.05),
+            issued_at=to_timestamp(time.time_ns()),
+            expires_at=to_timestamp(time.time_ns() + DAY),
         )
-        request.expires_at.FromSeconds(int(time.time()) + 3600)
-        envelope = sign_message(request, REQUEST_TYPE, [operator])
-        while not (answer := agent.deliver(envelope, request.request_id, 60)).receipt_envelope:
+        delivery = agent_pb2.DeliverRequest(
+            request_envelope=sign_message(request, REQUEST_TYPE, [operator]),
+            request_id=request.request_id,
+            wait_seconds=60,
+        )
+        while not (answer := agent.deliver(delivery)).receipt_envelope:
             print(f"{name}: {answer.progress.stage} {100 * answer.progress.fraction:.0f} %", file=sys.stderr)
+            if answer.time_nonce:
+                at = time.time_ns()
+                trusted = pinned_root(trust)
+                delivery.time_attestation = attest_time(trusted, timer, at, at // 10**6, answer.time_nonce)
         receipt = open_message(answer.receipt_envelope, RECEIPT_TYPE, pb.Receipt, [device.public_key])
         yield {
             "forgotten": name,

@@ -80,6 +80,7 @@ class Deliveries:
         self._taking_in = threading.Lock()
         self._changed = changed
         self._learnt = 0
+        self._said = ("", 0, b"")
         self._stop = stop
         self._progress = progress
 
@@ -87,7 +88,6 @@ class Deliveries:
         """See agent.proto."""
         digest, attempt = envelope_digest(request.request_envelope), max(1, request.attempt)
         self._learn(request)
-        asked = self._trusting.nonce
         try:
             if request.recall:
                 digest, answer = self._recall(digest, attempt, request)
@@ -96,9 +96,11 @@ class Deliveries:
         except RequestHeldError as held:
             log.info("request %s is held: %s", request.request_id or "(unnamed)", held.detail)
             answer = agent_pb2.DeliverResponse(progress=agent_pb2.Progress(stage=held.stage))
-            if self._trusting.nonce == asked:
-                # With nothing new to say, the sender is not to ask again at once.
+            said = (held.stage, self._trusting.root_version, self._trusting.nonce)
+            if said == self._said:
+                # Heard before, and not answered: the sender is not to ask again at once.
                 self._rest(request.wait_seconds)
+            self._said = said
         except JournalWriteError as error:
             answer = self._unwritten(digest, attempt, request, error)
         answer = answer or self._wait(digest, attempt, request.wait_seconds)

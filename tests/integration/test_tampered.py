@@ -1,7 +1,6 @@
 """Requests that were altered on the way, or signed by somebody else: refused, with a reason, and nothing is touched.
 
-The attacker here owns the coordinator's database, and in the last case the whole coordinator except the key that
-the devices pinned.
+The attacker here owns the coordinator's database, and in the last cases its keys too, except those of the root.
 """
 
 import json
@@ -12,9 +11,10 @@ from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from securesystemslib.signer import CryptoSigner
 
 from clue_protocol.envelope import REQUEST_TYPE, peek_message, sign_message
-from clue_protocol.keys import create_signing_key, load_signing_key
+from clue_protocol.keys import load_signing_key
 from clue_protocol.v1 import forget_pb2 as pb
 from integration.conftest import DEVICES
 from integration.harness import Installation, fingerprint, succeed
@@ -39,19 +39,46 @@ def _no_envelope(_: Installation, envelope: bytes) -> bytes:
     return envelope[: len(envelope) // 2]
 
 
-def _expired(house: Installation, envelope: bytes) -> bytes:
-    """Well signed, but yesterday's."""
-    request = peek_message(envelope, REQUEST_TYPE, pb.ForgetRequest)
+def _signed_anew(change: Callable[[pb.ForgetRequest], None], key: str = "") -> Alter:
+    """What who has the request key can say, or somebody with another key."""
+
+    def alter(house: Installation, envelope: bytes) -> bytes:
+        request = peek_message(envelope, REQUEST_TYPE, pb.ForgetRequest)
+        change(request)
+        path = house.home / key if key else house.config.request_key
+        return sign_message(request, REQUEST_TYPE, [load_signing_key(path) if path.exists() else STRANGER])
+
+    return alter
+
+
+def _yesterday(request: pb.ForgetRequest) -> None:
+    request.issued_at.CopyFrom(Timestamp(seconds=int(time.time()) - 2 * 86400))
     request.expires_at.CopyFrom(Timestamp(seconds=int(time.time()) - 86400))
-    return sign_message(request, REQUEST_TYPE, [load_signing_key(house.config.request_key)])
 
 
+def _elsewhere(request: pb.ForgetRequest) -> None:
+    request.installation = "ab" * 16
+
+
+def _other_model(request: pb.ForgetRequest) -> None:
+    request.model_digest = "ab" * 32
+
+
+def _other_epoch(request: pb.ForgetRequest) -> None:
+    request.sequence += 1 << 32
+
+
+STRANGER = CryptoSigner.generate_ed25519()
 ATTACKS: dict[str, tuple[Alter, str, str]] = {
-    "other class": (_other_class, "BAD_SIGNATURE", "not signed by"),
-    "no signature": (_no_signature, "BAD_SIGNATURE", "no signature"),
+    "other class": (_other_class, "BAD_SIGNATURE", "signed by 0 of"),
+    "no signature": (_no_signature, "BAD_SIGNATURE", "signed by 0 of"),
     "half an envelope": (_no_envelope, "BAD_ENVELOPE", "not a DSSE envelope"),
-    "expired": (_expired, "EXPIRED", "expired on"),
-    "foreign key": (lambda _, envelope: envelope, "BAD_SIGNATURE", "not signed by"),
+    "foreign key": (_signed_anew(lambda request: None, "no-such-key.pem"), "BAD_SIGNATURE", "signed by 0 of"),
+    "the key that tells the time": (_signed_anew(lambda request: None, "timestamp-key.pem"), "WRONG_ROLE", "decide"),
+    "expired": (_signed_anew(_yesterday), "EXPIRED", "expired on"),
+    "another installation": (_signed_anew(_elsewhere), "WRONG_INSTALLATION", "another installation"),
+    "another model": (_signed_anew(_other_model), "WRONG_MODEL", "this device has"),
+    "another epoch": (_signed_anew(_other_epoch), "WRONG_EPOCH", "of epoch 1"),
 }
 
 
@@ -66,18 +93,11 @@ def requests(enrolled: Installation, models: dict[str, dict[str, str]]) -> dict[
     """One request per attack, by name: made and altered while the devices are off, then all delivered."""
     made = {}
     for attack, (alter, _, _) in ATTACKS.items():
-        if attack == "foreign key":
-            continue
         made[attack] = enrolled.forget("eight")
         with enrolled.ledger() as ledger:
             where = (made[attack],)
             (envelope,) = ledger.execute("SELECT envelope FROM request WHERE id = ?", where).fetchone()
             ledger.execute("UPDATE request SET envelope = ? WHERE id = ?", (alter(enrolled, envelope), *where))
-    assert enrolled.stop("coordinator") == 0
-    enrolled.config.request_key.unlink()
-    create_signing_key(enrolled.config.request_key)
-    enrolled.serve()
-    made["foreign key"] = enrolled.forget("eight")
     for name in DEVICES:
         enrolled.start_agent(name)
     for request_id in made.values():

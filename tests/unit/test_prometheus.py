@@ -8,27 +8,24 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
-from fleet_ledger import DEVICE_KEYS, Fleet
+from fleet_ledger import DEVICE_KEYS, KEYS, Fleet
 from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from securesystemslib.signer import CryptoSigner
-from sqlalchemy import Column, Integer, LargeBinary, MetaData, Table, text
+from sqlalchemy import text
 
 import clue
-from clue_coordinator import metrics, migrations, reports, tlog
+from clue_coordinator import enrol, metrics, migrations, reports, roots, tlog
 from clue_coordinator.errors import CoordinatorError
 from clue_coordinator.ledger import Ledger
-from clue_coordinator.metrics import _root
-from clue_coordinator.models import Base, Execution
+from clue_coordinator.models import Execution
 from clue_coordinator.plan import parse_plan
 from clue_coordinator.states import ExecutionState, RequestState
 from clue_protocol.net import free_port
-from clue_protocol.trust import ROOT_TYPE, unsigned
 from clue_protocol.v1 import forget_pb2 as pb
-from clue_protocol.v1 import trust_pb2
 
 OUTCOMES = ("SUCCEEDED", "FAILED", "REJECTED")
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -301,36 +298,27 @@ def test_a_request_from_its_queue_to_its_end(fleet: Fleet) -> None:
 
 
 def test_the_log_and_its_last_checkpoint(fleet: Fleet) -> None:
-    assert ("clue_log_last_checkpoint_timestamp_seconds", ()) not in scrape(fleet)
+    before = scrape(fleet)
+    assert ("clue_log_last_checkpoint_timestamp_seconds", ()) not in before
     with fleet.ledger.write() as session:
         for index in range(3):
             tlog.append(session, "receipt", b"%d" % index, f"r/{index}")
         tlog.make_checkpoint(session, "log.example/a", CryptoSigner.generate_ed25519(), 999.0)
         tlog.append(session, "receipt", b"3", "r/3")
     samples = scrape(fleet)
-    assert samples["clue_log_leaves", ()] == 4
+    assert samples["clue_log_leaves", ()] == before["clue_log_leaves", ()] + 4
     assert samples["clue_log_uncheckpointed_leaves", ()] == 1
     assert samples["clue_log_last_checkpoint_timestamp_seconds", ()] == 999
 
 
-def test_the_newest_root(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = Base.metadata.tables.get("root")
-    if table is None:
-        columns = Column("version", Integer, primary_key=True), Column("envelope", LargeBinary)
-        table = Table("root", MetaData(), *columns)
-        monkeypatch.setattr(_root, "_table", lambda: table)
-        with fleet.ledger._database.writer.begin() as connection:
-            table.create(connection)
-    rows = []
-    for version, expires in ((1, 5000), (2, 9000)):
-        root = trust_pb2.Root(version=version, expires_at=Timestamp(seconds=expires))
-        rows.append({"version": version, "envelope": unsigned(root, ROOT_TYPE), "digest": "00", "created_at": 1.0})
-    with fleet.ledger._database.writer.begin() as connection:
-        connection.execute(table.delete())
-        connection.execute(table.insert(), [{k: row[k] for k in row if k in table.c} for row in rows])
+def test_the_newest_root(fleet: Fleet) -> None:
+    before = scrape(fleet)
+    enrol.create_fleet(fleet.ledger, "barn", KEYS)
     samples = scrape(fleet)
-    assert samples["clue_root_version", ()] == 2
-    assert samples["clue_root_expiry_timestamp_seconds", ()] == 9000
+    assert samples["clue_root_version", ()] == before["clue_root_version", ()] + 1
+    with fleet.ledger.read() as session:
+        root = roots.latest(session).root
+    assert samples["clue_root_expiry_timestamp_seconds", ()] == root.expires_ns / 1e9 > fleet.now
 
 
 def test_a_ledger_from_before_the_tallies_is_counted_once_when_it_is_upgraded(fleet: Fleet) -> None:
