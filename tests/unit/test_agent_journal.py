@@ -313,3 +313,29 @@ def test_a_clock_that_is_set_back_changes_no_order(journal: Journal) -> None:
     promise(journal, 1, "r-1", at=10.0)
     promise(journal, 2, "r-2", at=1.0)
     assert [job.request_id for job in journal.unfinished()] == ["r-1", "r-2"]
+
+
+def test_what_cannot_be_judged_yet_leaves_no_trace(journal: Journal) -> None:
+    one, two = digest(1), digest(2)
+    journal.receive(one, "r-1", b"envelope", 1.0)
+    journal.let_go(one)
+    assert (journal.get(one), journal.accepted(one)) == (None, False)
+    # Of a further attempt, only that: the one before has its receipt.
+    promise(journal, 1)
+    journal.finish(one, b"receipt 1", 2.0)
+    before = journal.get(one)
+    assert journal.repeat(one, 2, b"envelope", 3.0)
+    assert journal.accepted(one)
+    journal.let_go(one)
+    journal.let_go(one)
+    assert journal.get(one) == before
+    assert journal.unfinished() == []
+    assert journal.repeat(one, 2, b"envelope", 4.0)
+    # What was promised, or recalled, stays.
+    assert journal.verify(one, "r-1", 5.0) == one
+    journal.recall(two, "r-2", b"envelope", 1, 5.0)
+    for each in (one, two):
+        journal.let_go(each)
+        assert journal.get(each) is not None
+    assert [job.attempt for job in journal.unfinished()] == [2]
+    assert not journal.accepted(two)
