@@ -192,7 +192,8 @@ def publish_at_once(
         signer = load_signing_key(config.root_key) if config is not None and config.root_key.exists() else None
         if signer is None or base.threshold > 1 or not holds(base, signer.public_key):
             raise CoordinatorError(
-                "no root key in a home folder here may sign roots by itself: use 'root draft', 'root sign' and 'root publish'"
+                "no root key in a home folder here may sign roots by itself: "
+                "use 'root draft', 'root sign' and 'root publish'"
             )
         signed = made.with_signatures(add_signature(made.envelope, ROOT_TYPE, signer))
         client.publish_root(signed.envelope, signed.names)
