@@ -17,10 +17,13 @@ from pathlib import Path
 import psutil
 from fuzz_targets import Target, all_targets
 
+from clue_agent.errors import AgentError
 from clue_protocol.errors import ProtocolError
+from clue_protocol.v1 import forget_pb2 as pb
 
 MAX_GROWTH_BYTES = 64 << 20
 MAX_SECONDS = 1.0
+REFUSALS = (ProtocolError, AgentError)
 
 
 @dataclass
@@ -96,7 +99,7 @@ def attack(target: Target, tries: int, rng: random.Random) -> Found:
     for seed in target.seeds:
         try:
             genuine.add(target.judge(seed))
-        except ProtocolError:
+        except REFUSALS:
             continue
     assert genuine, f"{target.name}: no seed is accepted, so nothing is tested"
     found, process = Found(), psutil.Process()
@@ -109,8 +112,8 @@ def attack(target: Target, tries: int, rng: random.Random) -> Found:
         begin = time.perf_counter()
         try:
             accepted = target.judge(data)
-        except ProtocolError as error:
-            found.refusals[type(error).__name__] += 1
+        except REFUSALS as error:
+            found.refusals[name_of(error)] += 1
         except Exception as error:  # what must never come out of a parser
             found.crashes.append(f"{type(error).__name__}: {error} on {data[:2000]!r}")
         else:
@@ -124,6 +127,12 @@ def attack(target: Target, tries: int, rng: random.Random) -> Found:
     found.tries = tries
     found.grown_bytes = max(0, process.memory_info().rss - before)
     return found
+
+
+def name_of(error: Exception) -> str:
+    """What a refusal is called: the reason that goes into the receipt, if it has one."""
+    reason = getattr(error, "reason", None)
+    return type(error).__name__ if reason is None else pb.Reason.Name(reason).removeprefix("REASON_")
 
 
 def show(totals: dict[str, Found], seconds: float) -> None:

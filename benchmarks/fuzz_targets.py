@@ -1,23 +1,39 @@
 """What is fuzzed: every door through which a document of somebody else comes in, with genuine documents to damage.
 
 A target's ``judge`` answers with the document that was accepted, as the bytes that were signed, or raises a
-:class:`ProtocolError`. Any other exception is a crash, and any document that nobody signed is a forgery.
+:class:`ProtocolError` or, at the agent's door, an :class:`AgentError`. Any other exception is a crash, and any document
+that nobody signed is a forgery.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import secrets
+import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from fuzz_mutations import GENERAL, OF_ENVELOPES, Mutator, edit_payload_fields
 from google.protobuf.message import DecodeError
 from securesystemslib.signer import CryptoSigner
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "unit"))
+from certified_fleet import Certified
+
+from clue_agent.errors import AgentError
+from clue_agent.trust_files import TrustFiles
+from clue_agent.trusting import DeviceTrust
+from clue_agent.verify import open_request
+from clue_protocol.certificate import verify_certificate
+from clue_protocol.documents import Trust
 from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, open_message, sign_message
 from clue_protocol.errors import EnvelopeError
+from clue_protocol.invitation import Invitation, InvitationError
 from clue_protocol.tlog import (
     LOG_KEY,
     WITNESS_KEY,
@@ -32,12 +48,9 @@ from clue_protocol.tlog import (
 from clue_protocol.trust import (
     ROOT_TYPE,
     Challenge,
-    ClockReading,
     FleetTrust,
     Role,
     Root,
-    TimeKnowledge,
-    TrustState,
     add_signature,
     attest_time,
     new_installation_id,
@@ -46,7 +59,6 @@ from clue_protocol.trust import (
     pin_root,
     successor,
     unsigned,
-    verify_request,
 )
 from clue_protocol.trust.times import DAY, SECOND, to_timestamp
 from clue_protocol.v1 import agent_pb2, trust_pb2
@@ -102,10 +114,18 @@ class World:
         self.root = pin_root(data, hashlib.sha256(payload_of(data)).digest())
         second = successor(self.root, self.now, self.now + 365 * DAY)
         self.second = _signed(second.to_envelope(), ROOT_TYPE, holders[1:])
-        self.state = TrustState.first(self.root)
         self.challenge = Challenge.new(SECOND)
-        knowledge = TimeKnowledge.after_start(self.now - SECOND, 0).learn_answer(self.now, 2 * SECOND, SECOND)
-        self.reading: ClockReading = knowledge.reading(2 * SECOND, self.now, False)
+
+    def device(self) -> DeviceTrust:
+        """A device of homecams that has asked for the time and was answered."""
+        folder = Path(tempfile.mkdtemp(prefix="clue-fuzz-"))
+        TrustFiles(folder).begin(self.root)
+        device = DeviceTrust(folder, Trust("homecams", self.root.envelope, "127.0.0.1:1", "ca"))
+        with contextlib.suppress(AgentError):
+            open_request(self.request(), device)
+        device.receive([], attest_time(self.root, self.timer, time.time_ns(), 1, device.nonce))
+        shutil.rmtree(folder)  # a judge writes nothing
+        return device
 
     def request(self, **changes: object) -> bytes:
         """A request that two approvers signed."""
@@ -135,7 +155,16 @@ class World:
 def all_targets() -> list[Target]:
     """Every door, with documents of a new world."""
     world = World()
-    return [_requests(world), _deliveries(world), _roots(world), _times(world), _receipts(world), _evidence()]
+    return [
+        _requests(world),
+        _deliveries(world),
+        _roots(world),
+        _times(world),
+        _receipts(world),
+        _evidence(),
+        _certificates(),
+        _invitations(world),
+    ]
 
 
 def _requests(world: World) -> Target:
@@ -148,8 +177,10 @@ def _requests(world: World) -> Target:
     # Real signatures that do not suffice: below the threshold, another role's, another document's.
     decoys = (below, world.receipt(), world.second, attest_time(world.root, world.timer, world.now, 9))
 
+    device = world.device()
+
     def judge(data: bytes) -> bytes:
-        verify_request(data, root=world.root, fleet="homecams", state=world.state, reading=world.reading)
+        open_request(data, device)
         return payload_of(data)
 
     return Target("request envelope", 5, (*seeds, *decoys), judge, _of(pb.ForgetRequest))
@@ -169,13 +200,15 @@ def _deliveries(world: World) -> Target:
         for number in (3, 4)
     )
 
+    device = world.device()
+
     def judge(data: bytes) -> bytes:
         try:
             delivery = agent_pb2.DeliverRequest.FromString(data)
         except DecodeError as error:
             raise EnvelopeError(str(error)) from None
         envelope = delivery.request_envelope
-        verify_request(envelope, root=world.root, fleet="homecams", state=world.state, reading=world.reading)
+        open_request(envelope, device)
         return payload_of(envelope)
 
     return Target("delivery protobuf", 2, seeds, judge, GENERAL)
@@ -232,6 +265,39 @@ def _evidence() -> Target:
         return evidence.leaf.to_bytes() + evidence.checkpoint.split("\n\n")[0].encode()
 
     return Target("log evidence", 1, (seed,), judge, GENERAL)
+
+
+def _certificates() -> Target:
+    """A certificate of two devices. One form only: whatever is not the very file is refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        world = Certified.make(Path(folder) / "ledger.sqlite", 2)
+        request = world.fleet.order()
+        world.fleet.lease(0, 1)
+        for device in (0, 1):
+            world.fleet.report(request, device)
+        seed = world.certificate(request)
+        world.fleet.ledger.close()
+
+    def judge(data: bytes) -> bytes:
+        verify_certificate(data, world.roots)
+        return data
+
+    return Target("certificate", 1, (seed,), judge, GENERAL)
+
+
+def _invitations(world: World) -> Target:
+    """What is typed in or scanned: nothing is signed, and a checksum finds what is damaged."""
+    ca, root = secrets.token_bytes(32), world.root.digest
+    seed = Invitation("cams.example", 9444, secrets.token_bytes(16), ca, root, world.root.root.installation)
+
+    def judge(data: bytes) -> bytes:
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            raise InvitationError("not text") from None
+        return Invitation.from_token(text).to_token().encode()
+
+    return Target("invitation", 1, (seed.to_token().encode(),), judge, GENERAL)
 
 
 def _of(message_class: type) -> tuple[Mutator, ...]:

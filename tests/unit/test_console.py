@@ -12,10 +12,11 @@ import pytest
 from console_server import ConsoleHouse, console_house
 from staged_fleet import add_devices, answer_all, lease
 
-from clue_coordinator import tokens
+from clue_coordinator import roots, tokens
 from clue_coordinator.console import _live, codes
 from clue_coordinator.models import Device
 from clue_coordinator.roles import Role
+from clue_protocol.certificate import verify_certificate
 from clue_protocol.v1 import forget_pb2 as pb
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
@@ -358,3 +359,28 @@ def test_tls_where_others_can_reach_it(tmp_path: Path) -> None:
             assert client.get("/").status_code == 200
         with pytest.raises(httpx.HTTPError):
             httpx.get(house.origin.replace("https", "http"))
+
+
+def test_the_certificate_of_a_closed_request(tmp_path: Path) -> None:
+    with console_house(tmp_path / "home") as house, house.browser(house.token(Role.VIEWER)) as browser:
+        request_id = house.fleet.order()
+        assert "Erasure certificate" not in browser.get(f"/requests/{request_id}").text
+        early = browser.get(f"/requests/{request_id}/certificate.json")
+        assert early.status_code == 409
+        assert "is open" in early.text
+        house.fleet.lease(0)
+        house.fleet.report(request_id)
+        page = browser.get(f"/requests/{request_id}").text
+        for form in ("json", "html", "pdf"):
+            assert f"/requests/{request_id}/certificate.{form}" in page
+        found = browser.get(f"/requests/{request_id}/certificate.json")
+        assert found.headers["Content-Disposition"] == f'attachment; filename="certificate-{request_id[:8]}.json"'
+        with house.fleet.ledger.read() as session:
+            verified = verify_certificate(found.content, [roots.latest(session).envelope])
+        assert verified.erased == 1
+        assert "cam-0" in browser.get(f"/requests/{request_id}/certificate.html").text
+        assert browser.get(f"/requests/{request_id}/certificate.pdf").content.startswith(b"%PDF-")
+        assert browser.get(f"/requests/{request_id}/certificate.exe").status_code == 404
+        assert browser.get("/requests/none/certificate.json").status_code == 404
+        with house.stranger() as stranger:
+            assert stranger.get(f"/requests/{request_id}/certificate.json").status_code == 303

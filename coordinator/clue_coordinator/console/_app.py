@@ -19,14 +19,16 @@ from starlette.staticfiles import StaticFiles
 from clue_coordinator.access import Access, Caller, Refused
 from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.console import _views as views
+from clue_coordinator.console._certificate import FORMS, certificate
 from clue_coordinator.console._guard import Guard
 from clue_coordinator.console._live import Live
 from clue_coordinator.console._sessions import SESSION_SECONDS, Session, Sessions
 from clue_coordinator.console._words import templates
 from clue_coordinator.console.codes import Codes
-from clue_coordinator.errors import CoordinatorError, UsageError
+from clue_coordinator.errors import ConflictError, CoordinatorError, UsageError
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.roles import SERVICE
+from clue_protocol.errors import ProtocolError
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class Console:
             routes=[
                 *(Route(path, self._page(look), methods=["GET"]) for path, look in pages.items()),
                 Route("/requests/{request}/events", self._events, methods=["GET"]),
+                Route("/requests/{request}/certificate.{form}", self._certificate, methods=["GET"]),
                 Route("/login", self._login_page, methods=["GET"]),
                 Route("/login", self._login, methods=["POST"]),
                 Route("/logout", self._logout, methods=["POST"]),
@@ -154,6 +157,27 @@ class Console:
         signed_in = session
         stream = self._live.events(request_id, lambda: self._sessions.alive(signed_in))
         return StreamingResponse(stream, media_type="text/event-stream")
+
+    def _certificate(self, request: Request) -> Response:
+        """A file to keep: never shown as a page of ours, whose rules it would not follow."""
+        form = request.path_params["form"]
+        try:
+            if self._session(request) is None:
+                return RedirectResponse(f"/login?{urlencode({'next': request.url.path})}", 303)
+            if form not in FORMS:
+                return self._error(request, 404, f"a certificate is {', '.join(FORMS)}")
+            with self._ledger.read() as ledger_session:
+                request_id = views.require(ledger_session, request.path_params["request"]).id
+            content = certificate(self._config, self._ledger, request_id, form)
+        except views.NotFound as error:
+            return self._error(request, 404, str(error))
+        except ConflictError as error:
+            return self._error(request, 409, str(error))
+        except (CoordinatorError, ProtocolError) as error:
+            log.error("console: %s", error)
+            return self._error(request, 503, str(error))
+        headers = {"Content-Disposition": f'attachment; filename="certificate-{request_id[:8]}.{form}"'}
+        return Response(content, media_type=FORMS[form], headers=headers)
 
     # Signing in and out
 

@@ -12,7 +12,7 @@ from clue_coordinator.terminal import duration_text
 _TONES = {
     **dict.fromkeys(("SUCCEEDED", "COMPLETED"), "good"),
     **dict.fromkeys(("FAILED", "REJECTED", "TIMED_OUT", "ABORTED"), "bad"),
-    **dict.fromkeys(("CANCELED", "REMOVED", "PAUSED"), "warn"),
+    **dict.fromkeys(("CANCELED", "REMOVED", "PAUSED", "AWAITING_APPROVAL"), "warn"),
     "IN_PROGRESS": "busy",
 }
 

@@ -5,7 +5,6 @@ and a proof names them by number.
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -198,6 +197,6 @@ def _bytes(text: object, what: str) -> bytes:
     try:
         if isinstance(text, str):
             return base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:  # also for what is not ASCII
         pass
     refuse(f"{what} is not base64")
