@@ -1,4 +1,4 @@
-"""The picture of ``clue attention``: images, where two models look in them, and what they say."""
+"""The picture of ``clue attention`` and of reports: images, where two models look in them, and what they say."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
