@@ -9,7 +9,7 @@ import click
 import typer
 
 import clue
-from clue_coordinator import cli_fleets, cli_server
+from clue_coordinator import cli_fleets, cli_report, cli_server
 from clue_coordinator.cli_devices import device_app
 from clue_coordinator.cli_fleets import fleet_app
 from clue_coordinator.cli_forget import forget
@@ -30,6 +30,7 @@ app.add_typer(device_app, name="device")
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(token_app, name="token")
 app.command()(cli_fleets.history)
+app.command()(cli_report.report)
 app.command()(cli_server.backup)
 app.command()(cli_server.restore)
 app.command()(cli_server.demo)

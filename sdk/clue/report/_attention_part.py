@@ -38,7 +38,7 @@ def attention_picture(
     answers = [[_answer(row, classes) for row in model.view.test.logits[shown]] for model in (before, after)]
     rows = [
         FigureRow(
-            label=f"{_short(classes[int(labels[index])])}\n({'forget' if int(labels[index]) == forget else 'retained'})",
+            label=f"{_short(classes[int(labels[index])])}\n({'forget' if row < len(own[:_ROWS]) else 'retained'})",
             image=images.one(index).pixels[0].permute(1, 2, 0).numpy(),
             before=maps[0][row],
             after=maps[1][row],

@@ -1,4 +1,4 @@
-"""Time, energy, memory and gaps of methods beside Retrain, from the JSON of ``clue bench`` (Fig. 3 and 5 of the paper)."""
+"""Time, energy, memory and gaps beside Retrain, from the JSON of ``clue bench`` (Fig. 3 and 5 of the paper)."""
 
 import json
 import statistics

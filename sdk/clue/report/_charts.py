@@ -7,7 +7,7 @@ from typing import Any
 
 from clue.report._figure import Series, colour, drawing, svg
 
-_ROW = 0.5  # inches
+_ROW = 0.55  # inches
 _HEAD = 0.75
 BEFORE = Series("before", "before", "o")
 AFTER = Series("after", "after", "D")
@@ -68,7 +68,7 @@ def dots(
             )
         axes.set_yticks(range(len(rows)), [name for name, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(0, 100)
+        axes.set_xlim(-2, 102)
         axes.set_xlabel(label)
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
@@ -78,10 +78,10 @@ def dots(
 
 
 def histograms(panels: Sequence[Histogram], alternative: str, *, same_axis: bool = False, height: float = 2.7) -> str:
-    """Distributions side by side, two in a line; ``same_axis`` where their axes mean the same."""
-    lines = math.ceil(len(panels) / 2)
+    """Distributions side by side, three in a line at most; ``same_axis`` where their axes mean the same."""
+    columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
     with drawing(height * lines) as figure:
-        columns = min(2, len(panels))
         found = figure.subplots(lines, columns, squeeze=False, sharex=same_axis, sharey=same_axis)
         shared = _edges([v for panel in panels for _, _, values in panel.groups for v in values])
         for axes, panel in zip(found.flat, panels, strict=False):
@@ -146,8 +146,11 @@ class Bars:
     logarithmic: bool = False
 
 
-def bars(names: Sequence[str], panels: Sequence[Bars], alternative: str, roles: Sequence[str]) -> str:
+def bars(
+    names: Sequence[str], panels: Sequence[Bars], alternative: str, roles: Sequence[str], *, same_axis: bool = False
+) -> str:
     """Panels of horizontal bars beside each other, with the same rows; ``roles`` colours the rows."""
+    longest = max((value for panel in panels for value in panel.values if value is not None), default=1.0)
     with drawing(0.6 + 0.3 * max(2, len(names))) as figure:
         found = figure.subplots(1, len(panels), sharey=True, squeeze=False)
         for axes, panel in zip(found.flat, panels, strict=True):
@@ -157,7 +160,7 @@ def bars(names: Sequence[str], panels: Sequence[Bars], alternative: str, roles: 
                 axes.set_xscale("log")
                 axes.set_xlim(min(known) / 2, max(known) * 12)
             else:
-                axes.set_xlim(0, 1.35 * max(known, default=1.0))
+                axes.set_xlim(0, 1.35 * (longest if same_axis else max(known, default=1.0)))
             axes.barh(range(len(names)), widths, height=0.62, color=[colour(role) for role in roles])
             for row, (width, text) in enumerate(zip(widths, panel.texts, strict=True)):
                 start = width if width > 0 else axes.get_xlim()[0]

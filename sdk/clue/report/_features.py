@@ -1,6 +1,5 @@
-"""The decision space: penultimate features of test images, laid out in two dimensions by t-SNE (Fig. 2 of the paper)."""
+"""The decision space (Fig. 2 of the paper): penultimate features of test images in two dimensions, by t-SNE."""
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,23 +42,23 @@ def decision_space(models: "Sequence[MeasuredModel]", classes: Sequence[str], al
     chosen = first_per_class(labels, per_class)
     if any(model.view.test.features is None for model in models) or len(chosen) < 10:
         return "", 0
-    lines = math.ceil(len(models) / 2)
     forget = models[0].view.forget_class
-    with drawing(4.1 * lines) as figure:
-        panels = list(figure.subplots(lines, 2, squeeze=False).flat)
-        for axes, model in zip(panels, models, strict=False):
+    with drawing(8.4 / len(models) + 0.2) as figure:
+        panels = list(figure.subplots(1, len(models), squeeze=False).flat)
+        for axes, model in zip(panels, models, strict=True):
             features = model.view.test.features
             assert features is not None  # noqa: S101
             _panel(axes, layout(features[chosen].numpy()), labels[chosen], forget, classes)
             axes.set_title(model.series.name)
-        for axes in panels[len(models) :]:
-            axes.set_axis_off()
         return svg(figure, alternative), len(chosen)
 
 
 def _panel(axes: Any, places: NDArray[np.float32], labels: torch.Tensor, forget: int, classes: Sequence[str]) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_visible(True)
+        side.set_color(colour("grid"))
     names = []
     for number, label in enumerate(label for label in torch.unique(labels).tolist() if label != forget):
         mine = places[(labels == label).numpy()]

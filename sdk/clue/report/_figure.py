@@ -76,7 +76,7 @@ def drawing(height: float, width: float = _WIDTH) -> "Iterator[Figure]":
     from matplotlib.figure import Figure
 
     ink, soft = colour("ink"), colour("soft")
-    style: dict[str, Any] = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "clue",
         "text.parse_math": False,  # a device may be called $x$

@@ -119,7 +119,7 @@ def _tiles(models: Sequence[MeasuredModel]) -> list[Tile]:
     ]
     if len(models) > 2:
         gap, was = (average_gap(one.rates(), models[2].rates()) for one in (after, before))
-        tiles.append(Tile("average gap to Retrain", f"{gap:.2f} points", f"before {was:.2f}"))
+        tiles.append(Tile("points from Retrain, average", f"{gap:.2f}", f"before {was:.2f}"))
     return tiles
 
 
@@ -143,9 +143,12 @@ def _accuracy(models: Sequence[MeasuredModel], name: str) -> Section:
     columns += ["images", "meaning"]
     table = Table(
         f"Rates of forgetting “{name}”", columns, rows, frozenset({0, len(columns) - 1}),
-        f"Average gap to Retrain: {average_gap(models[1].rates(), models[2].rates()):.2f} points." if models[2:] else "",
+        f"Average gap: {average_gap(models[1].rates(), models[2].rates()):.2f} points." if models[2:] else "",
     )  # fmt: skip
-    return Section("What it forgot, and what it kept", [Picture(chart, "The four rates of the paper."), table])
+    return Section(
+        "What it forgot, and what it kept",
+        [Picture(chart, "The four rates of the paper; the lines are 95 % intervals."), table],
+    )
 
 
 def _answers(models: Sequence[MeasuredModel], classes: tuple[str, ...]) -> Section:
@@ -168,7 +171,9 @@ def _answers(models: Sequence[MeasuredModel], classes: tuple[str, ...]) -> Secti
     total = int((models[0].view.test.labels == forget).sum())
     name = classes[forget]
     left_out = f" The {len(classes) - 10:,} rarest answers are left out." if len(classes) > 10 else ""
-    chart = bars(names, panels, f"Answers to test images of {name} after forgetting: {said_now}.", roles)
+    chart = bars(
+        names, panels, f"Answers to test images of {name} after forgetting: {said_now}.", roles, same_axis=True
+    )
     caption = f"Answers to the {total:,} test images of “{name}”, none of which was used for forgetting.{left_out}"
     return Section(f"What it says instead of “{name}”", [Picture(chart, caption)])
 
