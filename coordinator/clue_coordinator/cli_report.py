@@ -29,12 +29,12 @@ def report(
         print(f"report: {write_report(client, request_id, out)}")
 
 
-def check_target(out: Path) -> None:
+def check_target(out: Path, option: str = "--out") -> None:
     """UsageError if ``out`` can be no report, before anything is asked."""
     if out.suffix.lower() != ".html":
-        raise UsageError(f"--out takes a .html file, got {out}")
+        raise UsageError(f"{option} takes a .html file, got {out}")
     if out.is_dir() or not Path(os.path.abspath(out)).parent.is_dir():  # noqa: PTH100
-        raise UsageError(f"--out {out} cannot be written: its folder does not exist, or it is a folder")
+        raise UsageError(f"{option} {out} cannot be written: its folder does not exist, or it is a folder")
 
 
 def write_report(client: "OperatorClient", request_id: str, out: Path | None) -> Path:

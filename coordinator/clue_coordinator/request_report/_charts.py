@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
-from clue.report import AFTER, BEFORE, Histogram, colour, drawing, histograms, svg
+from clue.report import AFTER, BEFORE, Bars, Histogram, bars, colour, drawing, histograms, svg
+from clue_coordinator.render_request import energy_text
 from clue_coordinator.request_report._gather import ENDED, DeviceAnswer
 from clue_coordinator.terminal import duration_text
+from clue_protocol.v1 import forget_pb2
 
 FEW = 30
 _STEPS = 400
@@ -135,6 +137,8 @@ def drops(devices: Sequence[DeviceAnswer], max_ra_drop: float, alternative: str)
 def costs(devices: Sequence[DeviceAnswer], alternative: str) -> str:
     """Energy, latency and peak memory."""
     receipts = [device.receipt for device in devices if device.receipt is not None and device.worked]
+    if len(devices) <= FEW:
+        return _cost_bars([_short(device.name) for device in devices], receipts, alternative)
     estimated = [r.energy.joules for r in receipts if r.energy.source == "estimated"]
     metered = [r.energy.joules for r in receipts if r.energy.source != "estimated"]
     energy = [("metered", "before", metered), ("estimated", "plain", estimated)]
@@ -146,9 +150,23 @@ def costs(devices: Sequence[DeviceAnswer], alternative: str) -> str:
     return histograms(panels, alternative, height=2.4)
 
 
+def _cost_bars(names: Sequence[str], receipts: Sequence[forget_pb2.Receipt], alternative: str) -> str:
+    memory = [receipt.peak_memory_bytes / 2**20 for receipt in receipts]
+    panels = [
+        Bars(
+            "energy, J",
+            [receipt.energy.joules for receipt in receipts],
+            [energy_text(receipt.energy.joules, receipt.energy.source) for receipt in receipts],
+        ),
+        Bars("latency", [r.latency_seconds for r in receipts], [span(r.latency_seconds) for r in receipts]),
+        Bars("peak memory, MiB", memory, [f"{value:.0f}" for value in memory]),
+    ]
+    return bars(names, panels, alternative, ["before"] * len(names))
+
+
 def span(seconds: float) -> str:
-    """A duration in words; less than ten seconds to a tenth."""
-    return f"{seconds:.1f} s" if seconds < 10 else duration_text(seconds)
+    """A duration in words; less than two minutes to a tenth of a second."""
+    return f"{seconds:.1f} s" if seconds < 120 else duration_text(seconds)
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

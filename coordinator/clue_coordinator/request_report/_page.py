@@ -83,7 +83,7 @@ def _summary(found: Gathered) -> list[str]:
         listed = "; ".join(f"{number} × {reason}" for reason, number in reasons.most_common(4))
         more = f" and {len(reasons) - 4} further reasons" if len(reasons) > 4 else ""
         said.append(
-            f"{count(len(wrong), 'device')} did not forget it ({listed}{more}): their old model is still in use."
+            f"{count(len(wrong), 'device')} did not forget it ({listed}{more}): there the old model is still in use."
         )
     receipts = [d for d in found.devices if d.receipt is not None]
     bad = [d for d in receipts if not d.verified]
@@ -327,7 +327,7 @@ def _row(device: DeviceAnswer) -> Sequence[str | Badge]:
         "-" if receipt is None else f"{receipt.latency_seconds:,.1f}",
         "-" if receipt is None else energy_text(receipt.energy.joules, receipt.energy.source),
         "-" if receipt is None else f"{receipt.peak_memory_bytes / 2**20:,.0f}",
-        "canary" if device.wave == 0 and device.attempts <= 1 else f"{device.wave}" + _again(device),
+        ("canary" if device.wave == 0 else f"{device.wave}") + _again(device),
         checked,
     )
 

@@ -119,9 +119,10 @@ def _panel(axes: Any, panel: Histogram, edges: Sequence[float]) -> None:
         axes.legend(loc="best")
 
 
-def _edges(values: Sequence[float], bins: int = 36) -> list[float]:
-    """Even bins over the values; a bin around them where they are all one."""
+def _edges(values: Sequence[float]) -> list[float]:
+    """Even bins over the values, fewer where there are few values; around them where they are all one."""
     finite = [value for value in values if math.isfinite(value)]
+    bins = min(36, max(8, 2 * math.isqrt(len(finite))))
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     if high - low < 1e-9 * max(1.0, abs(high)):
         half = 0.05 * max(1.0, abs(high))
