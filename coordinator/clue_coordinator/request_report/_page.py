@@ -117,7 +117,7 @@ def _tiles(found: Gathered) -> list[Tile]:
     if worked:
         joules = sum(r.energy.joules for r in worked)
         estimated = sum(r.energy.source == "estimated" for r in worked)
-        note = "estimated" if estimated == len(worked) else f"{estimated} estimated" if estimated else "metered"
+        note = "estimated" if estimated == len(worked) else f"{estimated:,} estimated" if estimated else "metered"
         tiles.append(Tile("energy, all devices", _joules(joules), note))
         slowest = max(r.latency_seconds for r in worked)
         median = statistics.median(r.latency_seconds for r in worked)

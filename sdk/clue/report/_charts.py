@@ -111,9 +111,12 @@ def _panel(axes: Any, panel: Histogram, edges: Sequence[float]) -> None:
     if panel.line is not None:
         where, what = panel.line
         axes.axvline(where, color=colour("ink"), linewidth=1.2, linestyle=(0, (2, 2)))
+        low, high = axes.get_xlim()
+        to_the_left = where > (low + high) / 2  # on the side that has room
         axes.annotate(
-            what, (where, 1.0), xycoords=("data", "axes fraction"), xytext=(-4, -4), textcoords="offset points",
-            ha="right", va="top", fontsize=8.5, color=colour("soft"),
+            what, (where, 1.0), xycoords=("data", "axes fraction"), xytext=(-4 if to_the_left else 4, -4),
+            textcoords="offset points", ha="right" if to_the_left else "left", va="top", fontsize=8.5,
+            color=colour("soft"),
         )  # fmt: skip
     if len(panel.groups) > 1:
         axes.legend(loc="best")

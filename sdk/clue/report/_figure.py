@@ -122,7 +122,11 @@ def svg(figure: "Figure", alternative: str) -> str:
     _shorten(root)
     width, height = (root.get("viewBox") or "0 0 1 1").split()[2:]
     root.attrib.clear()
-    root.attrib |= {"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": alternative}
+    root.attrib |= {
+        "viewBox": f"0 0 {width} {height}",
+        "role": "img",
+        "aria-label": _CONTROL.sub("\ufffd", alternative),
+    }
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
 
 
@@ -162,6 +166,11 @@ def _shorten(root: ElementTree.Element) -> None:
             value = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", value)
             if name.removeprefix(_XLINK) == "href" and value.startswith("#"):
                 value = f"#{prefix}-{value[1:]}"
+            if value.startswith("data:"):
+                value = "".join(value.split())
+            if name in ("fill", "stroke") and value in _ROLE_OF:
+                # Only a style may name a variable. (Elements that have such an attribute have no style.)
+                name, value = "style", f"{name}: {value}"
             if name == "style":
                 value = _styled(value)
             elif name in ("d", "transform", "x", "y", "points"):
