@@ -15,8 +15,9 @@ BENCH_ARGS ?=
 
 .PHONY: demo test lint bench bench-fleet bench-metrics fuzz protos dashboards clean
 
-demo: $(VENV)/.installed  ## a fleet on this machine forgets a class of real images
-	$(BIN)/clue-coordinator demo $(DEMO_ARGS)
+demo: $(VENV)/.installed  ## a fleet on this machine forgets a class of real images; writes results/demo.html
+	mkdir -p results
+	$(BIN)/clue-coordinator demo --report results/demo.html $(DEMO_ARGS)
 
 test: $(VENV)/.installed  ## all tests, the ones with real processes included
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)

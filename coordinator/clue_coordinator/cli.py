@@ -9,7 +9,7 @@ import click
 import typer
 
 import clue
-from clue_coordinator import cli_approve, cli_fleets, cli_server
+from clue_coordinator import cli_approve, cli_fleets, cli_report, cli_server
 from clue_coordinator.cli_certificate import certificate
 from clue_coordinator.cli_devices import device_app
 from clue_coordinator.cli_fleets import fleet_app
@@ -41,6 +41,7 @@ app.add_typer(root_app, name="root")
 app.command()(cli_fleets.history)
 app.add_typer(log_app, name="log")
 app.command()(certificate)
+app.command()(cli_report.report)
 app.command()(cli_server.backup)
 app.command()(cli_server.restore)
 app.command()(cli_server.demo)

@@ -11,6 +11,7 @@ import typer
 
 from clue_coordinator.cli_options import Home, JsonFile, check_writable, write_json
 from clue_coordinator.cli_options import home_folder as _home
+from clue_coordinator.cli_report import check_target
 from clue_coordinator.config import CoordinatorConfig, LedgerConfig, load_config
 from clue_coordinator.errors import CoordinatorError, UsageError
 
@@ -134,6 +135,10 @@ def demo(
     json_file: JsonFile = None,
     keep: Annotated[Path | None, typer.Option("--keep", help="Keep everything in this new folder.")] = None,
     oracle: Annotated[bool, typer.Option("--oracle/--no-oracle", help="Also train the Retrain oracle.")] = True,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Report to write [default: clue-demo-report.html, in --keep]."),
+    ] = None,
 ) -> None:
     """A whole fleet on this machine forgets a class of real images, beside the Retrain oracle."""
     from clue_coordinator.demo import run_demo
@@ -141,7 +146,17 @@ def demo(
     if data not in ("auto", "digits", "cifar10"):
         raise UsageError(f"--data must be auto, digits or cifar10, got '{data}'")
     check_writable(json_file)
-    result = run_demo(devices=devices, data=data, forget_class=forget_class, method=method, keep=keep, oracle=oracle)
+    if report is not None:
+        check_target(report, "--report")
+    result = run_demo(
+        devices=devices,
+        data=data,
+        forget_class=forget_class,
+        method=method,
+        keep=keep,
+        oracle=oracle,
+        report=report,
+    )
     if json_file is not None:
         write_json(json_file, result)
     if any(d["state"] != "SUCCEEDED" for d in result["devices"]):

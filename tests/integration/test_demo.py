@@ -50,12 +50,16 @@ def _left(house: Installation) -> list[Path]:
 @pytest.mark.parametrize(("option", "devices"), [("--no-oracle", 2), ("--oracle", 1)])
 def test_demo(house: Installation, tmp_path: Path, option: str, devices: int) -> None:
     target = tmp_path / "demo.json"
+    report = tmp_path / "demo.html"
     command = ["demo", "--devices", str(devices), "--data", "digits", "--json", str(target), option]
+    command += ["--report", str(report)]
     out = succeed(house.coordinator(*command, timeout=280))
     result = json.loads(target.read_text())
     _check(result, devices)
     assert all(device["device_id"] in out for device in result["devices"])
     assert re.search(r"^http://127\.0\.0\.1:\d+/login\?code=\S+$", out, re.MULTILINE)
+    assert str(report) in out
+    assert all(device["device_id"] in report.read_text() for device in result["devices"])
     if option == "--oracle":
         assert result["oracle"]["ua"] == 0.0
         assert result["oracle"]["ra"] > 0.9

@@ -16,6 +16,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from clue_coordinator.cli_report import write_report
+from clue_coordinator.client import OperatorClient
 from clue_coordinator.config import load_config
 from clue_coordinator.demo._data import DemoData, choose, prepare
 from clue_coordinator.demo._oracle import OracleResult, keep_holdouts, retrain
@@ -24,12 +26,24 @@ from clue_coordinator.errors import ConflictError, CoordinatorError
 from clue_coordinator.render_request import energy_text
 
 FLEET = "homecams"
+REPORT = "clue-demo-report.html"
 
 
 def run_demo(
-    *, devices: int, data: str, forget_class: str, method: str, keep: Path | None, oracle: bool, quiet: bool = False
+    *,
+    devices: int,
+    data: str,
+    forget_class: str,
+    method: str,
+    keep: Path | None,
+    oracle: bool,
+    report: Path | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
-    """Run the demo and return its result as plain data. Leaves no process behind, whatever happens."""
+    """Run the demo and return its result as plain data. Leaves no process behind, whatever happens.
+
+    ``report`` is where the report on the request goes; by default into ``keep``, or else the current folder.
+    """
     console = Console(quiet=quiet)
     # The devices need the cores too, and on small images threads that wait for each other cost more than they bring.
     torch.set_num_threads(1)
@@ -79,8 +93,19 @@ def run_demo(
             home = shlex.quote(str(fleet.home))
             for command in (f"serve --home {home} &", f"console --home {home}"):
                 console.print(f"$ clue-coordinator {command}", markup=False, highlight=False, soft_wrap=True)
+        target = report or (root if keep is not None else Path.cwd()) / REPORT
+        console.print(_report(fleet, request["request_id"], target), highlight=False, markup=False, soft_wrap=True)
     console.print(f"[dim]done in {time.monotonic() - began:.0f} s; all processes stopped[/]")
     return result
+
+
+def _report(fleet: Fleet, request_id: str, path: Path) -> str:
+    """Write the report and say where it is; a demo does not fail for want of it."""
+    try:
+        with OperatorClient(load_config(fleet.home)) as client:
+            return f"report to read in a browser: {write_report(client, request_id, path)}"
+    except CoordinatorError as error:
+        return f"no report: {error}"
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -7,7 +7,7 @@ Commands import torch when they run, so that ``--help`` and ``--version`` answer
 import typer
 
 from clue import __version__
-from clue.cli import _attention, _evaluate, _models, _training, _unlearning
+from clue.cli import _attention, _evaluate, _models, _report, _training, _unlearning
 from clue.cli._bench import bench_command
 from clue.cli._found import GroupWithFound
 from clue.cli._run import run
@@ -44,6 +44,7 @@ _evaluate.register(app)
 _models.register(app)
 _training.register(app)
 _attention.register(app)
+_report.register(app)
 app.command("bench")(bench_command)
 
 

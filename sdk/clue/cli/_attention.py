@@ -1,6 +1,5 @@
 """``clue attention``: where a vision transformer looked before unlearning, and where it looks after."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import typer
 
-from clue.cli._attention_figure import FigureRow, draw, require_matplotlib
-from clue.cli._output import check_json_target, screen, two_columns, write_json
+from clue.cli._output import check_json_target, check_out_file, screen, two_columns, write_json
 from clue.errors import BundleError
+from clue.report._attention_figure import FigureRow, draw, require_matplotlib
 
 if TYPE_CHECKING:
     import clue
@@ -51,7 +50,7 @@ def attention(
     allow_factory: list[str] = typer.Option([], "--allow-factory", help="module:function that a bundle may call."),
 ) -> None:
     """Draw where a vision transformer looks before and after unlearning, and measure the change."""
-    _check_target(out)
+    check_out_file(out, ".png")
     check_json_target(json_file)
     if kind not in _KINDS:
         raise click.UsageError(f"--kind is {' or '.join(_KINDS)}, got {kind!r}")
@@ -76,13 +75,6 @@ def attention(
     _write(shown, pair, change, class_name, out)
     write_json(json_file, {"class": class_name, "before": before.digest, "after": after.digest, **change.as_dict()})
     two_columns(screen(json_file), [("picture", str(out)), *_numbers(change)])
-
-
-def _check_target(out: Path) -> None:
-    if out.suffix.lower() != ".png":
-        raise click.UsageError(f"--out takes a .png file, got {out}")
-    if out.is_dir() or not Path(os.path.abspath(out)).parent.is_dir():  # noqa: PTH100
-        raise click.UsageError(f"--out {out} cannot be written: its folder does not exist, or it is a folder")
 
 
 def _check_alike(before: "ModelSpec", after: "ModelSpec") -> None:

@@ -76,6 +76,14 @@ def check_json_target(path: Path | None) -> None:
         raise click.UsageError(f"the folder of --json {path} does not exist")
 
 
+def check_out_file(path: Path, suffix: str) -> None:
+    """Refuse an ``--out`` that cannot be written, or is not called ``*suffix``, before anything is done."""
+    if path.suffix.lower() != suffix:
+        raise click.UsageError(f"--out takes a {suffix} file, got {path}")
+    if path.is_dir() or not Path(os.path.abspath(path)).parent.is_dir():  # noqa: PTH100
+        raise click.UsageError(f"--out {path} cannot be written: its folder does not exist, or it is a folder")
+
+
 def write_json(path: Path | None, body: Any) -> None:
     """Write ``body`` to ``path`` in one move, to standard output for ``-``, nowhere for None."""
     if path is None:

@@ -191,6 +191,10 @@ class MappedImages(Dataset[tuple[Tensor, int]]):
         """The items of one class, the first ``limit`` of them."""
         return self._take(torch.nonzero(self.labels == label).flatten()[:limit])
 
+    def one(self, index: int) -> "MappedImages":
+        """The item at ``index`` alone."""
+        return self._take(torch.tensor([index]))
+
     def first(self, counts: Sequence[int]) -> "MappedImages":
         """The first ``counts[k]`` items of every class k, in order."""
         chosen = [torch.nonzero(self.labels == label).flatten()[:n] for label, n in enumerate(counts)]

@@ -1,9 +1,9 @@
-"""The picture of ``clue attention``: images, where two models look in them, and what they say."""
+"""The picture of ``clue attention`` and of reports: images, where two models look in them, and what they say."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from clue.errors import ClueError
 
@@ -51,7 +51,7 @@ def require_matplotlib() -> None:
         raise PlotError("drawing needs matplotlib: pip install 'clue-unlearning[plots]'") from None
 
 
-def draw(rows: Sequence[FigureRow], title: str, subtitle: str, path: Path) -> None:
+def draw(rows: Sequence[FigureRow], title: str, subtitle: str, path: "Path | IO[bytes]") -> None:
     """Write the picture as PNG: one line a row; image, attention before, after, and the difference."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
