@@ -204,8 +204,9 @@ def _drops(found: Gathered) -> Section:
     said = f"median {number(statistics.median(values), 'points')}, worst {number(max(values), 'points')}"
     chart = _charts.drops(lost, allowed, f"Distribution of RA lost: {said}.")
     text = f"{count(len(above), 'device')} of {len(lost):,} lost more than the {percent(allowed)} that are allowed."
-    worst = sorted(lost, key=lambda device: -(device.ra_drop or 0.0))[:5]
-    text += " Most lost: " + ", ".join(f"{d.name} ({number(d.ra_drop or 0.0, 'points')})" for d in worst) + "."
+    worst = [d for d in sorted(lost, key=lambda device: -(device.ra_drop or 0.0))[:5] if (d.ra_drop or 0.0) > 0]
+    if worst:
+        text += " Most lost: " + ", ".join(f"{d.name} ({number(d.ra_drop or 0.0, 'points')})" for d in worst) + "."
     return Section("Loss of retained accuracy", [Text(text), Picture(chart, "Points of RA lost, by device.")])
 
 

@@ -178,6 +178,8 @@ def bars(
             axes.grid(axis="x")
             axes.tick_params(axis="y", length=0)
             axes.tick_params(axis="x", labelsize=8)
+            if panel.logarithmic:  # the bars say their numbers; powers of ten would only crowd each other
+                axes.tick_params(axis="x", which="both", length=0, labelbottom=False)
             axes.spines["bottom"].set_visible(False)
         return svg(figure, alternative)
 
