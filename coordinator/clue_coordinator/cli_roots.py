@@ -188,11 +188,11 @@ def publish_at_once(
     """Draft, sign with the home's root key, and publish; CoordinatorError if that key alone may not."""
     with operator_client(home) as client:
         made = _drafted(client, changes, expires_in, names or {})
-        base = made.verified_base().root.root
-        signer = _home_root_key(home)
-        if base.threshold > 1 or not holds(base, signer.public_key):
+        base, config = made.verified_base().root.root, _config(home)
+        signer = load_signing_key(config.root_key) if config is not None and config.root_key.exists() else None
+        if signer is None or base.threshold > 1 or not holds(base, signer.public_key):
             raise CoordinatorError(
-                "the home folder's root key alone may not sign roots: use 'root draft', 'root sign' and 'root publish'"
+                "no root key in a home folder here may sign roots by itself: use 'root draft', 'root sign' and 'root publish'"
             )
         signed = made.with_signatures(add_signature(made.envelope, ROOT_TYPE, signer))
         client.publish_root(signed.envelope, signed.names)

@@ -133,7 +133,8 @@ def found(ledger: Ledger, keys: HomeKeys) -> TrustedRoot:
         )
         envelope = add_signature(root.to_envelope(), ROOT_TYPE, keys.root)
         trusted = pin_root(envelope, payload_digest(read_envelope(envelope, ROOT_TYPE)))
-        _store(session, ledger, trusted, None)
+        own_keys = ((keys.root, "home"), (keys.timestamps[0], "coordinator"), (keys.request, "coordinator"))
+        _store(session, ledger, trusted, {str(signer.public_key.keyid): name for signer, name in own_keys})
         return trusted
 
 
