@@ -31,6 +31,7 @@ from clue_coordinator.database import Database, reason
 from clue_coordinator.errors import BackupError, ConflictError, CoordinatorError
 from clue_coordinator.migrations import drop, is_known, newest, revision_of, upgrade
 from clue_coordinator.models import Base, Event
+from clue_coordinator.roots import OWN_NAMES
 from clue_coordinator.tokens import LOCAL
 from clue_protocol.files import HomeLock, fsync_folder
 
@@ -241,9 +242,14 @@ def _own_rows(connection: Connection) -> int:
     token, event = tables["token"].c, tables["event"].c
     own: list[tuple[Any, ...]] = [(token.created_by == LOCAL,), (event.kind == "token.created", event.actor == LOCAL)]
     if "root" in tables:
-        root, leaf = tables["root"].c, tables["log_leaf"].c
+        root, leaf, name = tables["root"].c, tables["log_leaf"].c, tables["key_name"].c
         first = event.detail.startswith("version 1,")
-        own += [(root.version == 1,), (event.kind == "root.published", first), (leaf.id == 0, leaf.kind == "rotation")]
+        own += [
+            (root.version == 1,),
+            (name.name.in_(OWN_NAMES),),
+            (event.kind == "root.published", first),
+            (leaf.id == 0, leaf.kind == "rotation"),
+        ]
     return sum(connection.scalar(select(func.count()).where(*where)) or 0 for where in own)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from securesystemslib.signer import Key
@@ -10,7 +10,6 @@ from securesystemslib.signer import Key
 from clue_coordinator.cli_keys import KeySource, PublicKeyFile, open_key
 from clue_coordinator.cli_options import Home, JsonFlag, operator_client, print_result
 from clue_coordinator.cli_requests import Comment, RequestId
-from clue_coordinator.client import OperatorClient
 from clue_coordinator.errors import ApprovalError
 from clue_coordinator.plain import approvals_text, request_data
 from clue_coordinator.root_files import RootFile, trusted_root
@@ -22,6 +21,10 @@ from clue_protocol.trust.keys import fingerprint
 from clue_protocol.trust.request import EPOCH_SHIFT
 from clue_protocol.v1 import forget_pb2
 from clue_protocol.v1 import operator_pb2 as pb
+
+if TYPE_CHECKING:
+    # It brings gRPC, which a command that only reads files need not wait for.
+    from clue_coordinator.client import OperatorClient
 
 
 def request_approve(
@@ -77,7 +80,7 @@ def _read(envelope: bytes, asked: str) -> forget_pb2.ForgetRequest:
     return request
 
 
-def _root(client: OperatorClient, own: Path | None) -> TrustedRoot:
+def _root(client: "OperatorClient", own: Path | None) -> TrustedRoot:
     """The newest root; with one of the approver's own, only if it follows from that."""
     if own is None:
         return RootFile(client.get_root().envelope).trusted()

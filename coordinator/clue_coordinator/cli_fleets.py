@@ -87,7 +87,7 @@ def status(home: Home = None, as_json: JsonFlag = False) -> None:
         print(f"certificates expire: {', '.join(map(_certificate, info.certificates))}")
         if info.root_expires_at.seconds < time.time() + WARN_SECONDS:
             date = info.root_expires_at.ToDatetime().date()
-            print(f"the root expires on {date}, and devices stop then: 'clue-coordinator root renew'")
+            print(f"the root expires on {date}, and devices stop then: its holders must sign a newer one")
         if views:
             out = console()
             out.print(requests_table(views, out.width))

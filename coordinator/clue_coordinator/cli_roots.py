@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from securesystemslib.signer import Signer
@@ -11,7 +11,6 @@ from securesystemslib.signer import Signer
 from clue_coordinator.cli_keys import PublicKeyFile, open_key
 from clue_coordinator.cli_options import Home, JsonFlag, complete_fleet, home_folder, operator_client, print_result
 from clue_coordinator.cli_values import parse_duration
-from clue_coordinator.client import OperatorClient
 from clue_coordinator.config import CoordinatorConfig, load_config
 from clue_coordinator.errors import ConfigError, CoordinatorError, UsageError
 from clue_coordinator.home_keys import holds
@@ -22,6 +21,10 @@ from clue_coordinator.root_text import change_lines, root_data, root_lines
 from clue_protocol.keys import create_signing_key, load_signing_key
 from clue_protocol.trust import ROOT_TYPE, Role, add_signature
 from clue_protocol.trust.errors import RootContentError
+
+if TYPE_CHECKING:
+    # It brings gRPC, which a command that only reads files need not wait for.
+    from clue_coordinator.client import OperatorClient
 
 root_app = typer.Typer(no_args_is_help=True, help="Who may do what: look at it and change it.")
 
@@ -225,7 +228,7 @@ def read_approvers(files: Sequence[str]) -> list[str]:
     return [read_public_key(Path(file)).to_json() for file in files]
 
 
-def _drafted(client: OperatorClient, changes: Changes, expires_in: str, named: Mapping[str, str]) -> RootFile:
+def _drafted(client: "OperatorClient", changes: Changes, expires_in: str, named: Mapping[str, str]) -> RootFile:
     newest = _newest(client)
     trusted = newest.trusted()
     now = int(time.time()) * 10**9
@@ -234,7 +237,7 @@ def _drafted(client: OperatorClient, changes: Changes, expires_in: str, named: M
     return RootFile(made.to_envelope(), trusted.envelope, {**newest.names, **named})
 
 
-def _newest(client: OperatorClient) -> RootFile:
+def _newest(client: "OperatorClient") -> RootFile:
     answer = client.get_root()
     return RootFile(answer.envelope, names=dict(answer.names))
 

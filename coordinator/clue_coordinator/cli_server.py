@@ -121,6 +121,8 @@ def restore(
     config = load_config(_home(home))
     summary = restore_ledger(config, source, force=force)
     print(f"restored {sum(summary.rows.values())} rows, sha256 {summary.sha256}")
+    if summary.rows.get("request"):
+        print("devices may know later requests than it does: raise the epoch of its fleets (docs/ledger.md, Numbers)")
     if not knows_local_token(config):
         print("this home's token is not in it: 'clue-coordinator token recover' makes one that is")
 

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 15.0
 _TICK_SECONDS = 0.5
+# How often it is looked whether the root is about to expire.
+_ROOT_SECONDS = 86400.0
 
 
 def run(config: CoordinatorConfig) -> None:
@@ -96,9 +98,13 @@ def run(config: CoordinatorConfig) -> None:
         patcher = Patcher(ledger, keys.request)
         # gRPC takes the new one for every new connection; the SuperLink reads it when it starts.
         renewal = Renewal(config, time.time, flower.restart_superlink)
+        looked = time.monotonic()
         while not stopping.wait(_TICK_SECONDS):
             _tick(ledger, patcher, schedule)
             renewal.check()
+            if time.monotonic() - looked > _ROOT_SECONDS:
+                _keep_root(ledger, keys)
+                looked = time.monotonic()
         log.info("stopping")
 
 
@@ -145,10 +151,24 @@ def _rooted(config: CoordinatorConfig, ledger: Ledger, keys: HomeKeys) -> HomeKe
     keys = load_home_keys(config)
     if not any(holds(root.timestamp, signer.public_key) for signer in keys.timestamps):
         log.warning("no timestamp key in %s is in the root: devices are not told the time", config.home)
+    _keep_root(ledger, keys)
+    return keys
+
+
+def _keep_root(ledger: Ledger, keys: HomeKeys) -> None:
+    """Renew the root in time where the home's key may; where people must, remind them."""
+    try:
+        if roots.renew_if_due(ledger, keys):
+            log.info("the root was about to expire and was renewed with the home's root key")
+            return
+        with ledger.read() as session:
+            root = roots.latest(session).root
+    except CoordinatorError as error:
+        log.error("the root: %s", error)
+        return
     if roots.expires_soon(root, ledger.clock()):
         date = time.strftime("%Y-%m-%d", time.gmtime(root.expires_ns / 1e9))
-        log.warning("the root expires on %s, and devices stop then: 'clue-coordinator root renew'", date)
-    return keys
+        log.warning("the root expires on %s, and devices stop then: its holders must sign a newer one", date)
 
 
 def _adopt(ledger: Ledger, token: str) -> None:

@@ -101,7 +101,7 @@ def read_root_file(path: Path) -> RootFile:
             assert RootFile(found.base).root  # noqa: S101
     except ProtocolError as error:
         raise UsageError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UsageError(f"{path} is neither a root nor the draft of one") from None
     return found
 

@@ -32,6 +32,8 @@ from clue_protocol.trust.times import DAY
 log = logging.getLogger(__name__)
 
 LIFETIME_NS = 365 * DAY
+# What the first root's keys are called: the one that signs roots, and the two that the coordinator works with.
+OWN_NAMES = ("home", "coordinator")
 # A root that expires stops every device: people are told so long before.
 WARN_SECONDS = 30 * 86400.0
 
@@ -134,7 +136,8 @@ def found(ledger: Ledger, keys: HomeKeys) -> TrustedRoot:
         )
         envelope = add_signature(root.to_envelope(), ROOT_TYPE, keys.root)
         trusted = pin_root(envelope, payload_digest(read_envelope(envelope, ROOT_TYPE)))
-        own_keys = ((keys.root, "home"), (keys.timestamps[0], "coordinator"), (keys.request, "coordinator"))
+        home, coordinator = OWN_NAMES
+        own_keys = ((keys.root, home), (keys.timestamps[0], coordinator), (keys.request, coordinator))
         _store(session, ledger, trusted, {str(signer.public_key.keyid): name for signer, name in own_keys})
         return trusted
 
@@ -163,6 +166,19 @@ def add_fleet(
         publish_in(session, ledger, add_signature(new.to_envelope(), ROOT_TYPE, keys.root), keys, names)
     except ProtocolError as error:
         raise RootRefusedError(str(error)) from None
+    return True
+
+
+def renew_if_due(ledger: Ledger, keys: HomeKeys) -> bool:
+    """Give a root that expires within a month another year, if the home's root key alone may sign that."""
+    with ledger.read() as session:
+        trusted = latest(session)
+    if not expires_soon(trusted.root, ledger.clock()) or not is_held(trusted.root, keys):
+        return False
+    now = max(_now_ns(ledger), trusted.root.issued_ns)
+    new = successor(trusted, now, now + LIFETIME_NS)
+    assert keys.root is not None  # noqa: S101
+    publish(ledger, add_signature(new.to_envelope(), ROOT_TYPE, keys.root), keys)
     return True
 
 

@@ -10,6 +10,7 @@
 """
 
 import hashlib
+import json
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +38,25 @@ from clue_protocol.v1 import enrolment_pb2_grpc, trust_pb2
 _CONNECT_SECONDS = 15.0
 # The coordinator registers the device with Flower meanwhile, one device after the other.
 _ENROL_SECONDS = 120.0
-_OPTIONS = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+# A coordinator whose SuperLink is being started anew, with a renewed certificate say, can do it some seconds later.
+_PATIENCE = {
+    "methodConfig": [
+        {
+            "name": [{"service": "clue.v1.EnrolmentService", "method": "Enrol"}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "4s",
+                "maxBackoff": "12s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.service_config", json.dumps(_PATIENCE)),
+]
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ DEVICE_KEYS = {
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Installation:
+def house(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     """Only its environment: the demo's temporary folder is put under ``root``."""
-    installation = Installation(tmp_path / "tmp")
+    # Its own name would make the path of a socket in it too long.
+    installation = Installation(tmp_path_factory.mktemp("demo") / "tmp")
     installation.root.mkdir()
     installation.env["TMPDIR"] = str(installation.root)
     del installation.env["CLUE_COORDINATOR_HOME"]

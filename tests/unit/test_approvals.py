@@ -195,6 +195,17 @@ def test_roots_that_do_not_follow_are_refused(fleet: Fleet) -> None:
     assert roots.publish(fleet.ledger, old.envelope, KEYS).digest == old.digest
 
 
+def test_a_root_is_renewed_in_time_where_the_home_may(fleet: Fleet) -> None:
+    assert not roots.renew_if_due(fleet.ledger, KEYS)
+    fleet.now += 336 * 86400
+    assert not roots.renew_if_due(fleet.ledger, HomeKeys(SIGNER, KEYS.timestamps, None))
+    assert roots.renew_if_due(fleet.ledger, KEYS)
+    with fleet.ledger.read() as session:
+        root = roots.latest(session).root
+    assert (root.version, root.expires_ns) == (3, int(fleet.now) * 10**9 + 365 * DAY)
+    assert not roots.renew_if_due(fleet.ledger, KEYS)
+
+
 def test_a_ledger_of_before_gets_its_first_root_with_its_fleets(tmp_path: Path) -> None:
     fleet = Fleet.make(tmp_path / "ledger.sqlite", 0)
     enrol.create_fleet(fleet.ledger, "barn")
