@@ -103,7 +103,7 @@ def edit_signatures(rng: random.Random, data: bytes, others: Sequence[bytes]) ->
     elif kind == 3:
         body["signatures"] = [first, first | {"keyid": first["keyid"].upper()}]
     elif kind == 4:
-        raw = bytearray(first["sig"].encode())
+        raw = bytearray(first["sig"].encode("utf-8", "surrogatepass"))
         raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
         body["signatures"] = [first | {"sig": raw.decode("latin-1")}]
     else:
