@@ -64,7 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--classes", default="all", help="names, separated by commas, or 'all'")
     parser.add_argument("--methods", default="clue_plus,delete,clue")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--draws", type=int, default=1, help="attackers of the relearning metric")
+    parser.add_argument("--draws", type=int, default=1, help="attackers of the relearning metric; 0 leaves it out")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of the decoded images")
     parser.add_argument("--json", type=Path, required=True, help="the report; runs that it holds are kept")
     return parser.parse_args()
@@ -84,13 +84,13 @@ def _measure(
         cost = {"seconds": result.report.seconds, "cpu_seconds": result.report.cpu_seconds}
     view = ModelView(model, train.first(counts), test, index)
     found = ClassAccuracies().measure(view)
-    back = Relearning(draws=draws).measure(view)
+    back = Relearning(draws=draws).measure(view) if draws else None
     measured = {
         "ua": found.ua.value,
         "ra": found.ra.value,
         "ta": found.ta.value,
         "linear_probe": LinearProbe(per_class=SIZES.retained).measure(view).value,
-        **{f"relearn_{steps}": back.value(steps) for steps in (5, 40)},
+        **({f"relearn_{steps}": back.value(steps) for steps in (5, 40)} if back else {}),
     }
     if method == "original":
         for split, answers in (("ra", view.train), ("ta", view.test)):
@@ -122,7 +122,7 @@ def _print(runs: list[Run]) -> None:
                 *(f"{value:.1f}" for value in lost),
                 f"{mean['linear_probe']:.1f}",
                 f"{max(run['linear_probe'] for run in rows):.1f}",
-                f"{mean['relearn_5']:.1f} / {mean['relearn_40']:.1f}",
+                f"{mean['relearn_5']:.1f} / {mean['relearn_40']:.1f}" if "relearn_5" in mean else "",
                 f"{mean['cpu_seconds']:.1f}",
             )
     Console(width=110).print(table)

@@ -15,9 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from clue.bench import BenchOptions, bench
+from clue.bench import BenchOptions, Sizes, bench
 
-FIGURES = ("average_gap", "ra", "ta", "linear_probe", "relearn_5", "relearn_40")
+FIGURES = ("average_gap", "ra", "ta", "mia", "linear_probe", "relearn_5", "relearn_40")
+KEPT = (*FIGURES, "ua", "seed", "seconds", "cpu_seconds")
 
 
 def main() -> None:
@@ -35,12 +36,15 @@ def main() -> None:
             methods=("clue_plus",),
             hyperparameters={"clue_plus": {"depth": float(depth)}},
             seeds=arguments.seeds,
+            sizes=Sizes(draws=arguments.draws),
             threads=1,
         )
         found = bench(options)
         report["retrain"] = found["retrain"][arguments.forget_class]
         report["original"] = found["original"][arguments.forget_class]
-        report["depths"][depth] = [{key: run[key] for key in (*FIGURES, "seed", "seconds")} for run in found["runs"]]
+        report["depths"][depth] = [
+            {key: run[key] for key in (*FIGURES, "ua", "seed", "seconds")} for run in found["runs"]
+        ]
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _print(report)
     if arguments.plot:
@@ -53,8 +57,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, required=True, help="safetensors file of a ResNet-20, or a bundle")
     parser.add_argument("--oracle-weights", type=Path, help="Retrain; else it is trained")
     parser.add_argument("--forget-class", default="bird")
-    parser.add_argument("--depths", default="0,0.25,0.5,0.75,1")
+    parser.add_argument("--depths", default="0,0.25,0.5,0.7,1")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--draws", type=int, default=3, help="attackers of the relearning metric")
     parser.add_argument("--json", type=Path, required=True, help="the report; depths that it holds are kept")
     parser.add_argument("--plot", type=Path)
     return parser.parse_args()
@@ -69,7 +74,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    table = Table("depth", "avg gap", "RA", "TA", "probe", "back after 5", "after 40")
+    table = Table("depth", "avg gap", "RA", "TA", "MIA", "probe", "back after 5", "after 40")
     table.add_row("Retrain", *(f"{report['retrain'].get(figure, 0.0):.2f}" for figure in FIGURES))
     for depth, runs in _rows(report):
         table.add_row(depth, *(f"{_mean(runs, figure):.2f}" for figure in FIGURES))
