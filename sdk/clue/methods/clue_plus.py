@@ -53,13 +53,13 @@ class CluePlusHyperparameters(Hyperparameters):
         batch: forget images, and as many proxies, in each update, >= 1.
     """
 
-    depth: float = 0.5
+    depth: float = 0.7
     steps: int = 240
     lr: float = 4.5e-3
     clip: float = 5.0
-    answer_weight: float = 6.0
+    answer_weight: float = 10.0
     feature_weight: float = 5.0
-    mix: float = 0.5
+    mix: float = 1.0
     sharpness: float = 3.0
     free_share: float = 0.1
     proxies_per_class: int = 24
