@@ -13,8 +13,8 @@ from clue_coordinator.cli_options import Home, JsonFlag, complete_fleet, home_fo
 from clue_coordinator.cli_values import parse_duration
 from clue_coordinator.config import CoordinatorConfig, load_config
 from clue_coordinator.errors import ConfigError, CoordinatorError, UsageError
-from clue_coordinator.home_keys import holds
 from clue_coordinator.public_keys import read_public_key
+from clue_coordinator.role_keys import holds
 from clue_coordinator.root_drafts import Changes, draft
 from clue_coordinator.root_files import RootFile, read_root_file, trusted_root
 from clue_coordinator.root_text import change_lines, root_data, root_lines

@@ -12,11 +12,12 @@ from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.console.server import Health, serve_console
 from clue_coordinator.errors import ConfigError, CoordinatorError
 from clue_coordinator.flower import Flower
-from clue_coordinator.home_keys import HomeKeys, adopt_timestamp_key, create_home_keys, holds, load_home_keys
+from clue_coordinator.home_keys import HomeKeys, adopt_timestamp_key, create_home_keys, load_home_keys
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.patches import Patcher
 from clue_coordinator.pki import check_pki, finish_renewal, uncovered
 from clue_coordinator.renewal import Renewal
+from clue_coordinator.role_keys import holds
 from clue_coordinator.roles import unassigned_methods
 from clue_coordinator.server import OperatorServer
 from clue_coordinator.tick import tick

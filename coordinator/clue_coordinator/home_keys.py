@@ -3,14 +3,14 @@
 import logging
 from dataclasses import dataclass
 
-from securesystemslib.signer import CryptoSigner, Key, Signer
+from securesystemslib.signer import CryptoSigner, Signer
 
 from clue_coordinator.config import CoordinatorConfig
+from clue_coordinator.role_keys import holds
 from clue_coordinator.tlog.keys import LogKeys, ensure_log_key, load_log_keys
 from clue_protocol.errors import KeyFileError
 from clue_protocol.keys import create_signing_key, load_signing_key
 from clue_protocol.trust import Role
-from clue_protocol.trust.keys import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +59,6 @@ def _changing(config: CoordinatorConfig) -> tuple[tuple[Signer, ...], Signer | N
     paths = (config.timestamp_key, config.next_timestamp_key)
     timestamps = tuple(load_signing_key(path) for path in paths if path.exists())
     return timestamps, load_signing_key(config.root_key) if config.root_key.exists() else None
-
-
-def holds(role: Role, key: Key) -> bool:
-    """True if the role holds this key, under whatever key id."""
-    return fingerprint(key) in {fingerprint(other) for other in role.keys}
 
 
 def adopt_timestamp_key(config: CoordinatorConfig, role: Role) -> None:

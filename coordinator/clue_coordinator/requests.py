@@ -15,10 +15,10 @@ from clue_coordinator import actor, approvals, roots
 from clue_coordinator.enrol import fleet_classes, require_fleet
 from clue_coordinator.errors import ConflictError, UsageError
 from clue_coordinator.executions import active, add_executions, withdraw
-from clue_coordinator.home_keys import holds
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, Fleet, Request
 from clue_coordinator.plan import RolloutPlan, in_order, in_waves
+from clue_coordinator.role_keys import holds
 from clue_coordinator.states import ACTIVE, FINAL_REQUEST, UNSUCCESSFUL, ExecutionState, RequestState
 from clue_coordinator.targets import MAX_DEVICES, Target
 from clue_coordinator.tlog.record import log_request

@@ -9,9 +9,10 @@ from sqlalchemy.orm import Session
 
 from clue_coordinator import tlog
 from clue_coordinator.errors import ConflictError, RootRefusedError, UsageError
-from clue_coordinator.home_keys import HomeKeys, holds
+from clue_coordinator.home_keys import HomeKeys
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Fleet, KeyName, RootVersion
+from clue_coordinator.role_keys import holds
 from clue_protocol.errors import EnvelopeError, ProtocolError
 from clue_protocol.trust import (
     ROOT_TYPE,

@@ -4,9 +4,10 @@ import logging
 
 from sqlalchemy.orm import Session
 
-from clue_coordinator.home_keys import HomeKeys, holds
+from clue_coordinator.home_keys import HomeKeys
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import TimeSequence
+from clue_coordinator.role_keys import holds
 from clue_protocol.errors import ProtocolError
 from clue_protocol.trust import TrustedRoot, attest_time
 

@@ -4,7 +4,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from securesystemslib.signer import Key
 
 from clue_coordinator.enrol import fleet_classes
-from clue_coordinator.home_keys import holds
 from clue_coordinator.models import Device, Event, Execution, Fleet, Request
 from clue_coordinator.plain import rule_state, rule_word
 from clue_coordinator.plan import RolloutPlan
@@ -12,6 +11,7 @@ from clue_coordinator.progress import Progress
 from clue_coordinator.quiet import quiet_until
 from clue_coordinator.receipts import is_verified
 from clue_coordinator.requests import ForgetOrder, Planned
+from clue_coordinator.role_keys import holds
 from clue_coordinator.states import ExecutionState
 from clue_protocol.envelope import RECEIPT_TYPE, peek_message
 from clue_protocol.errors import ProtocolError

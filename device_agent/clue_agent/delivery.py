@@ -103,7 +103,7 @@ class Deliveries:
             self._said = said
         except JournalWriteError as error:
             answer = self._unwritten(digest, attempt, request, error)
-        answer = answer or self._wait(digest, attempt, request.wait_seconds)
+        answer = answer or self._wait(digest, attempt, request)
         answer.root_version = self._trusting.root_version
         answer.time_nonce = self._trusting.nonce
         return answer
@@ -290,12 +290,16 @@ class Deliveries:
 
     # Answering
 
-    def _wait(self, digest: bytes, attempt: int, seconds: float) -> agent_pb2.DeliverResponse:
-        """The receipt, or how far the work is after ``seconds``."""
-        deadline = time.monotonic() + seconds
+    def _wait(self, digest: bytes, attempt: int, request: agent_pb2.DeliverRequest) -> agent_pb2.DeliverResponse:
+        """The receipt, or how far the work is after the seconds that the sender waits."""
+        deadline = time.monotonic() + request.wait_seconds
         with self._changed:
             while True:
                 job = self._journal.get(digest)
+                if job is None:
+                    # Another delivery has found that it is the same request in other bytes.
+                    digest = self._same_request(digest, request.request_envelope)
+                    job = self._journal.get(digest)
                 if job is not None and (receipt := self._receipt(job, attempt)) is not None:
                     break
                 if job is not None and job.recalled:

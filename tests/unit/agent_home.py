@@ -120,6 +120,12 @@ def ask(
     return answer
 
 
+def tell_time(agent: Agent, data: bytes) -> None:
+    """Let the device ask for the time, on account of a request, and answer it; the request is not delivered again."""
+    nonce = agent.deliver(agent_pb2.DeliverRequest(request_envelope=data)).time_nonce
+    agent.deliver(agent_pb2.DeliverRequest(time_attestation=HOUSE.time(nonce)))
+
+
 def deliver(agent: Agent, data: bytes, request_id: str = "r-1", seconds: float = 60.0, **more: Any) -> pb.Receipt:
     return receipt_of(ask(agent, data, request_id, seconds, **more))
 
