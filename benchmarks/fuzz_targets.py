@@ -32,7 +32,7 @@ from clue_agent.verify import open_request
 from clue_protocol.certificate import verify_certificate
 from clue_protocol.documents import Trust
 from clue_protocol.envelope import RECEIPT_TYPE, REQUEST_TYPE, open_message, sign_message
-from clue_protocol.errors import EnvelopeError
+from clue_protocol.errors import EnvelopeError, ProtocolError
 from clue_protocol.invitation import Invitation, InvitationError
 from clue_protocol.tlog import (
     LOG_KEY,
@@ -65,6 +65,7 @@ from clue_protocol.v1 import agent_pb2, trust_pb2
 from clue_protocol.v1 import forget_pb2 as pb
 
 Judge = Callable[[bytes], bytes]
+REFUSALS = (ProtocolError, AgentError)
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,15 @@ class Target:
     seeds: tuple[bytes, ...]
     judge: Judge
     mutators: tuple[Mutator, ...]
+
+    def genuine(self) -> set[bytes]:
+        """The documents that were signed, as ``judge`` answers with them."""
+        found = set()
+        for seed in self.seeds:
+            with contextlib.suppress(*REFUSALS):
+                found.add(self.judge(seed))
+        assert found, f"{self.name}: no seed is accepted, so nothing is tested"
+        return found
 
 
 def payload_of(data: bytes) -> bytes:

@@ -13,10 +13,10 @@ from clue_coordinator.cli_requests import Comment, RequestId
 from clue_coordinator.errors import ApprovalError
 from clue_coordinator.plain import approvals_text, request_data
 from clue_coordinator.root_files import RootFile, trusted_root
-from clue_protocol.envelope import REQUEST_TYPE
+from clue_protocol.envelope import REQUEST_TYPE, parse_payload
 from clue_protocol.errors import ProtocolError
 from clue_protocol.trust import ROOT_TYPE, TrustedRoot, add_signature, walk_chain
-from clue_protocol.trust.envelopes import parse_payload, payload_digest, read_envelope
+from clue_protocol.trust.envelopes import payload_digest, read_envelope
 from clue_protocol.trust.keys import fingerprint
 from clue_protocol.trust.request import EPOCH_SHIFT
 from clue_protocol.v1 import forget_pb2

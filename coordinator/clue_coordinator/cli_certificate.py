@@ -23,10 +23,9 @@ def certificate(
 
     The JSON is the certificate: 'clue verify-certificate' checks it against the root, without a coordinator.
     """
-    from clue_coordinator.certificates.page import page_of
+    from clue_coordinator.certificates.page import checked_page
     from clue_coordinator.certificates.paper import to_pdf
     from clue_coordinator.certificates.web import to_html
-    from clue_protocol.certificate import Certificate, verify_certificate
     from clue_protocol.tlog import NoteKey
 
     if out.exists() and not out.is_dir():
@@ -37,9 +36,7 @@ def certificate(
     with operator_client(home) as client:
         data = client.certificate(request_id, partial=partial)
         log = [NoteKey.from_text(text) for text in client.log().keys]
-    # What is written must be true by its own root; by which root is for the reader to say.
-    verified = verify_certificate(data, Certificate.from_bytes(data).roots[-1:], log=log)
-    page = page_of(verified, data)
+    verified, page = checked_page(data, log)
     contents = (data, to_html(page).encode(), to_pdf(page))
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,12 @@ def accept_receipt(envelope: bytes, execution: Execution) -> pb.Receipt:
     return receipt
 
 
+def measured_shares(receipt: pb.Receipt) -> dict[str, float]:
+    """``ua_before``, ``ua_after``, ``ra_before`` and ``ra_after`` in [0, 1], as far as they were measured."""
+    found = {name: getattr(receipt, name) for name in ("ua_before", "ua_after", "ra_before", "ra_after")}
+    return {name: accuracy.correct / accuracy.samples for name, accuracy in found.items() if accuracy.samples}
+
+
 def is_verified(envelope: bytes | None, execution: Execution) -> bool:
     """True if :func:`accept_receipt` accepts it now."""
     if not envelope:

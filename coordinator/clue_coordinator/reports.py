@@ -12,7 +12,7 @@ from clue_coordinator.executions import finish_if_done, move, requeue
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Execution, PastReceipt, Request, Update
 from clue_coordinator.plan import RolloutPlan
-from clue_coordinator.receipts import accept_receipt
+from clue_coordinator.receipts import accept_receipt, measured_shares
 from clue_coordinator.revocation import MOST_REFUSAL_EVENTS
 from clue_coordinator.states import ACTIVE, FINAL_REQUEST, OPEN_REQUEST, ExecutionState, may_follow
 from clue_coordinator.tlog.record import log_receipt
@@ -193,11 +193,9 @@ def _is_past(session: Session, execution: Execution, envelope: bytes) -> bool:
 
 
 def _measured(execution: Execution, receipt: pb.Receipt) -> None:
-    def share(accuracy: pb.Accuracy) -> float | None:
-        return accuracy.correct / accuracy.samples if accuracy.samples else None
-
-    execution.ua_before, execution.ua_after = share(receipt.ua_before), share(receipt.ua_after)
-    execution.ra_before, execution.ra_after = share(receipt.ra_before), share(receipt.ra_after)
+    shares = measured_shares(receipt)
+    execution.ua_before, execution.ua_after = shares.get("ua_before"), shares.get("ua_after")
+    execution.ra_before, execution.ra_after = shares.get("ra_before"), shares.get("ra_after")
     measured = execution.ra_before is not None and execution.ra_after is not None
     execution.ra_drop = execution.ra_before - execution.ra_after if measured else None  # type: ignore[operator]
 

@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from clue_coordinator.models import Execution, Tally
+from clue_coordinator.receipts import measured_shares
 from clue_protocol.v1 import forget_pb2 as pb
 
 INFINITY = "+Inf"
@@ -66,13 +67,10 @@ def observations(receipt: pb.Receipt, max_ua: float, max_ra_drop: float) -> list
 
 
 def _measured(receipt: pb.Receipt) -> Iterator[tuple[str, str, float]]:
-    shares = {}
-    for name in ("ua_before", "ua_after", "ra_before", "ra_after"):
-        accuracy = getattr(receipt, name)
-        if accuracy.samples:
-            shares[name] = accuracy.correct / accuracy.samples
-            kind, when = name.split("_")
-            yield f"{kind}_ratio", when, shares[name]
+    shares = measured_shares(receipt)
+    for name, share in shares.items():
+        kind, when = name.split("_")
+        yield f"{kind}_ratio", when, share
     if shares.keys() >= {"ra_before", "ra_after"}:
         # Rounded: 0.95 - 0.92 must not miss a bound of 0.03.
         yield "ra_drop_ratio", "", max(round(shares["ra_before"] - shares["ra_after"], 12), 0.0)

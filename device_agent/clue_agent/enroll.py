@@ -26,12 +26,13 @@ from clue_agent.errors import AgentError, EnrolmentError
 from clue_agent.setup import discard, load_trust, own_enrolment, save_trust
 from clue_protocol.documents import Trust
 from clue_protocol.enrolment import MAX_MESSAGE_BYTES, sign_statement
+from clue_protocol.envelope import parse_payload
 from clue_protocol.errors import DocumentError, ProtocolError
 from clue_protocol.files import HomeLock
 from clue_protocol.invitation import Invitation
 from clue_protocol.keys import load_signing_key
 from clue_protocol.trust import ROOT_TYPE, TrustedRoot, pin_root, walk_chain
-from clue_protocol.trust.envelopes import parse_payload, read_envelope
+from clue_protocol.trust.envelopes import read_envelope
 from clue_protocol.v1 import enrolment_pb2 as pb
 from clue_protocol.v1 import enrolment_pb2_grpc, trust_pb2
 

@@ -56,7 +56,7 @@ def open_message(data: bytes, payload_type: str, message_class: type[M], keys: S
         envelope.verify(list(keys), threshold)
     except (VerificationError, ValueError):
         raise SignatureError(f"the envelope is not signed by {threshold} of the {len(keys)} trusted key(s)") from None
-    return _decode(envelope, message_class)
+    return parse_payload(envelope, message_class)
 
 
 def peek_message(data: bytes, payload_type: str, message_class: type[M]) -> M:
@@ -64,7 +64,7 @@ def peek_message(data: bytes, payload_type: str, message_class: type[M]) -> M:
     envelope = _parse(data)
     if envelope.payload_type != payload_type:
         raise EnvelopeError(f"the envelope holds {envelope.payload_type!r}, expected {payload_type!r}")
-    return _decode(envelope, message_class)
+    return parse_payload(envelope, message_class)
 
 
 def envelope_digest(data: bytes) -> bytes:
@@ -72,23 +72,28 @@ def envelope_digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _parse(data: bytes) -> Envelope:
+def load_envelope(data: bytes) -> Envelope:
+    """The envelope in ``data``, neither verified nor looked into; EnvelopeError if it is too large or none."""
     if len(data) > MAX_ENVELOPE_BYTES:
         raise EnvelopeError(f"the envelope is larger than {MAX_ENVELOPE_BYTES} bytes")
     try:
-        body = json.loads(data)
-        envelope = Envelope.from_dict(body)
+        return Envelope.from_dict(json.loads(data))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EnvelopeError(f"not a DSSE envelope: {type(error).__name__}") from None
-    if not isinstance(envelope.payload_type, str):
-        raise EnvelopeError("not a DSSE envelope: payloadType is not text")
-    return envelope
 
 
-def _decode(envelope: Envelope, message_class: type[M]) -> M:
+def parse_payload(envelope: Envelope, message_class: type[M]) -> M:
+    """The payload as a message; EnvelopeError if it is none."""
     message = message_class()
     try:
         message.ParseFromString(envelope.payload)
     except DecodeError:
         raise EnvelopeError(f"the payload is not a {message_class.DESCRIPTOR.name}") from None
     return message
+
+
+def _parse(data: bytes) -> Envelope:
+    envelope = load_envelope(data)
+    if not isinstance(envelope.payload_type, str):
+        raise EnvelopeError("not a DSSE envelope: payloadType is not text")
+    return envelope

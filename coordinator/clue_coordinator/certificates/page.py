@@ -1,11 +1,13 @@
 """What a certificate says to people, in the words of Article 17 of the GDPR: the same text for every form of it."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from clue_protocol.certificate import VerifiedCertificate, VerifiedDevice
+from clue_protocol.certificate import Certificate, VerifiedCertificate, VerifiedDevice, verify_certificate
+from clue_protocol.tlog import NoteKey
 from clue_protocol.v1 import forget_pb2 as pb
 
 MAX_ROWS = 200
@@ -39,6 +41,15 @@ class Page:
     good: bool
     sections: tuple[Section, ...]
     foot: str
+
+
+def checked_page(data: bytes, log: Sequence[NoteKey]) -> tuple[VerifiedCertificate, Page]:
+    """The page of a certificate that we are about to hand out; CertificateError if it does not verify.
+
+    What is written must be true by its own root; by which root is for the reader to say.
+    """
+    found = verify_certificate(data, Certificate.from_bytes(data).roots[-1:], log=log)
+    return found, page_of(found, data)
 
 
 def page_of(found: VerifiedCertificate, data: bytes) -> Page:

@@ -1,13 +1,12 @@
 """The erasure certificate of a request, to be downloaded."""
 
 from clue_coordinator import certificates
-from clue_coordinator.certificates.page import page_of
+from clue_coordinator.certificates.page import checked_page
 from clue_coordinator.certificates.paper import to_pdf
 from clue_coordinator.certificates.web import to_html
 from clue_coordinator.config import CoordinatorConfig
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.tlog.keys import load_log_keys
-from clue_protocol.certificate import Certificate, verify_certificate
 
 # Form -> media type.
 FORMS = {"json": "application/json", "html": "text/html; charset=utf-8", "pdf": "application/pdf"}
@@ -24,6 +23,5 @@ def certificate(config: CoordinatorConfig, ledger: Ledger, request_id: str, form
     data = certificates.make(ledger, keys, request_id)
     if form == "json":
         return data
-    verified = verify_certificate(data, Certificate.from_bytes(data).roots[-1:], log=keys.keys)
-    page = page_of(verified, data)
+    _, page = checked_page(data, keys.keys)
     return to_html(page).encode() if form == "html" else bytes(to_pdf(page))

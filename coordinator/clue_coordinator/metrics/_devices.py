@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from clue_coordinator.ledger import Ledger
 from clue_coordinator.models import Device, Execution, Fleet, Request
-from clue_coordinator.receipts import is_verified
+from clue_coordinator.receipts import is_verified, measured_shares
 from clue_coordinator.states import ACTIVE, ExecutionState
 from clue_coordinator.tallies import energy_source
 from clue_coordinator.views import stored_receipt
@@ -92,13 +92,10 @@ def _receipts(session: Session, names: dict[int, list[str]]) -> Iterator[Metric]
     memory = _gauge("peak_memory_bytes", "Peak memory of the unlearning.")
     for device, receipt in _latest_receipts(session, names):
         labels = names[device]
-        shares = {}
-        for name in ("ua_before", "ua_after", "ra_before", "ra_after"):
-            accuracy = getattr(receipt, name)
-            if accuracy.samples:
-                shares[name] = accuracy.correct / accuracy.samples
-                kind, when = name.split("_")
-                (ua if kind == "ua" else ra).add_metric([*labels, when], shares[name])
+        shares = measured_shares(receipt)
+        for name, share in shares.items():
+            kind, when = name.split("_")
+            (ua if kind == "ua" else ra).add_metric([*labels, when], share)
         if shares.keys() >= {"ra_before", "ra_after"}:
             drop.add_metric(labels, shares["ra_before"] - shares["ra_after"])
         latency.add_metric(labels, receipt.latency_seconds)

@@ -6,15 +6,9 @@ from dataclasses import dataclass
 
 from securesystemslib.signer import Signer
 
+from clue_protocol.envelope import parse_payload
 from clue_protocol.trust.chain import TrustedRoot
-from clue_protocol.trust.envelopes import (
-    TIME_TYPE,
-    add_signature,
-    parse_payload,
-    read_envelope,
-    require_threshold,
-    unsigned,
-)
+from clue_protocol.trust.envelopes import TIME_TYPE, add_signature, read_envelope, require_threshold, unsigned
 from clue_protocol.trust.errors import (
     AttestationContentError,
     AttestationExpiredError,

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import Key
 
-from clue_protocol.trust.envelopes import ROOT_TYPE, parse_payload, payload_digest, read_envelope, require_threshold
+from clue_protocol.envelope import parse_payload
+from clue_protocol.trust.envelopes import ROOT_TYPE, payload_digest, read_envelope, require_threshold
 from clue_protocol.trust.errors import (
     RootContentError,
     RootForkError,

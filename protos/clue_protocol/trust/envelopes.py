@@ -7,22 +7,19 @@ does not matter who signs first or with which version of the software.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import Key, Signer
 
-from clue_protocol.envelope import MAX_ENVELOPE_BYTES
+from clue_protocol.envelope import load_envelope
 from clue_protocol.errors import EnvelopeError
 from clue_protocol.trust.errors import SignerError, ThresholdError
 from clue_protocol.trust.keys import checked_key, fingerprint
 
 ROOT_TYPE = "application/vnd.clue.root.v1+protobuf"
 TIME_TYPE = "application/vnd.clue.time.v1+protobuf"
-
-M = TypeVar("M", bound=Message)
 
 
 def unsigned(message: Message, payload_type: str) -> bytes:
@@ -36,27 +33,12 @@ def read_envelope(data: bytes, payload_type: str) -> Envelope:
     Raises:
         EnvelopeError: too large, not DSSE, two signatures under one key id, or of another type.
     """
-    if len(data) > MAX_ENVELOPE_BYTES:
-        raise EnvelopeError(f"the envelope is larger than {MAX_ENVELOPE_BYTES} bytes")
-    try:
-        envelope = Envelope.from_dict(json.loads(data))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise EnvelopeError(f"not a DSSE envelope: {type(error).__name__}") from None
+    envelope = load_envelope(data)
     if envelope.payload_type != payload_type:
         raise EnvelopeError(f"the envelope holds {envelope.payload_type!r}, expected {payload_type!r}")
     if not all(isinstance(keyid, str) for keyid in envelope.signatures):
         raise EnvelopeError("not a DSSE envelope: a key id is not text")
     return envelope
-
-
-def parse_payload(envelope: Envelope, message_class: type[M]) -> M:
-    """The payload as a message; EnvelopeError if it is none."""
-    message = message_class()
-    try:
-        message.ParseFromString(envelope.payload)
-    except DecodeError:
-        raise EnvelopeError(f"the payload is not a {message_class.DESCRIPTOR.name}") from None
-    return message
 
 
 def payload_digest(envelope: Envelope) -> bytes:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import Key
 
-from clue_protocol.envelope import REQUEST_TYPE
+from clue_protocol.envelope import REQUEST_TYPE, parse_payload
 from clue_protocol.trust.chain import TrustedRoot
 from clue_protocol.trust.clock import ClockReading, Verdict, judge_expiry
-from clue_protocol.trust.envelopes import parse_payload, payload_digest, read_envelope, require_threshold, signers
+from clue_protocol.trust.envelopes import payload_digest, read_envelope, require_threshold, signers
 from clue_protocol.trust.errors import (
     RequestContentError,
     RequestEpochError,
