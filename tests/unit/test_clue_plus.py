@@ -128,3 +128,16 @@ def test_settings_out_of_range_are_refused(digits, name, value):
     model, data = digits
     with pytest.raises(HyperparameterError, match=name):
         forget(model, data, 8, **{name: value})
+
+
+def test_a_deeper_run_frees_more_layers(digits):
+    model, data = digits
+    shallow, deep = (forget(model, data, 8, depth=depth, steps=2, proxy_steps=1) for depth in (0.7, 1.0))
+    before = model.state_dict()
+
+    def changed(after):
+        return {name for name, value in after.state_dict().items() if not torch.equal(value, before[name])}
+
+    assert changed(shallow) < changed(deep)
+    assert not any(name.startswith("layer3.1") for name in changed(shallow))
+    assert any(name.startswith("layer3.1") for name in changed(deep))

@@ -65,7 +65,7 @@ class Eraser:
         self._job, self._hp, self._head = job, hp, head
         self._gain = _FULL_GAIN * hp.depth**2
         self._required = [parameter.requires_grad for parameter in job.student.parameters()]
-        self._free = free_last_layers(job, head, hp.free_share)
+        self._free = free_last_layers(job, head, hp.freed)
         self._old = {
             name: parameter.detach().clone()
             for name, parameter in job.student.named_parameters()

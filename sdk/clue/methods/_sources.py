@@ -17,6 +17,8 @@ Walk = Callable[[Iterator[Tensor]], Iterator[Tensor]]
 
 # Activations that are kept; more forget images than fit are read and run anew in every pass.
 _MOST_BYTES = 64 * 2**20
+# A small forget set is doubled by its mirror images; beyond, an image has one view, every second one mirrored.
+_TWO_VIEWS = 512
 _BATCH = 32
 _LARGEST_HALF = 6e4
 
@@ -79,8 +81,10 @@ class ForgetActivations:
                 yield activations, self._opinion(activations)
             return
         rows, weights = self._kept
+        second = len(rows) - job.samples
         for piece in walk(self._order(size)):
-            chosen = piece + int(torch.randint(2, (1,), generator=job.generator)) * job.samples
+            side = int(torch.randint(2, (1,), generator=job.generator))
+            chosen = piece + (piece < second) * side * job.samples
             activations = torch.stack([rows[index] for index in chosen.tolist()]).to(self._dtype)
             yield activations, weights[chosen.to(weights.device)]
 
@@ -88,21 +92,27 @@ class ForgetActivations:
         yield from torch.randperm(self._job.samples, generator=self._job.generator).split(size)
 
     def _keep(self) -> tuple[list[Tensor], Tensor] | None:
-        """One row of activations for each image, then for each mirror image, and opinions; None where they do not fit.
+        """A row of activations for each image, then second views of the first ones, and opinions; None if too many.
 
         Rows, not one tensor: to put it together would take the memory twice.
         """
-        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
-        used = 0
+        first: list[Tensor] = []
+        second: list[Tensor] = []
+        used = count = 0
         for images in self._job.batches():
-            if used > _MOST_BYTES:
-                continue  # read on: the job counts the images
-            for side, view in zip(sides, (images, images.flip(3)), strict=True):
-                side.extend(_packed(self._cut.activations(piece)) for piece in view.split(_BATCH))
-                used += side[-1].nbytes * -(-len(images) // _BATCH)
+            for piece in images.split(_BATCH):
+                if used > _MOST_BYTES:
+                    break  # read on: the job counts the images
+                odd = (torch.arange(count, count + len(piece), device=piece.device) % 2 == 1).view(-1, 1, 1, 1)
+                mirrored, count = piece.flip(3), count + len(piece)
+                first.append(_packed(self._cut.activations(torch.where(odd, mirrored, piece))))
+                used += first[-1].nbytes
+                if count <= _TWO_VIEWS:
+                    second.append(_packed(self._cut.activations(torch.where(odd, piece, mirrored))))
+                    used += second[-1].nbytes
         if used > _MOST_BYTES:
             return None
-        kept = [piece for side in sides for piece in side]
+        kept = first + second
         weights = torch.cat([self._opinion(piece.to(self._dtype)) for piece in kept])
         return [row for piece in kept for row in piece], weights
 

@@ -26,7 +26,7 @@ _STATISTICS_WEIGHT = 10.0
 _SMOOTHNESS_WEIGHT = 0.02
 _ROLL = 2
 # Rounds of steps at most, until this share of a batch is seen as the class asked for.
-_ROUNDS = 4
+_ROUNDS = 6
 _ENOUGH = 0.8
 _MOST_BYTES = 64 * 2**20
 

@@ -38,8 +38,8 @@ class CluePlusHyperparameters(Hyperparameters):
     """Settings of ``clue_plus``; one set serves every class.
 
     Attributes:
-        depth: how thoroughly the features are erased, in [0, 1]: L_L has the weight 40 depth^2. More costs
-            retained accuracy; 0 leaves the features alone.
+        depth: how thoroughly the features are erased, in [0, 1]: L_L has the weight 40 depth^2, and beyond 0.7
+            more layers may change. More costs retained accuracy and time; 0 leaves the features alone.
         steps: updates, >= 1, whatever the size of the forget set.
         lr: peak of the one-cycle learning rate of SGD with momentum 0.9, > 0.
         clip: largest norm of the gradient, > 0.
@@ -47,9 +47,10 @@ class CluePlusHyperparameters(Hyperparameters):
         feature_weight: weight of L_F, >= 0.
         mix: largest share of a second proxy in a mixture, in [0, 1]; 0 uses the proxies as they are.
         sharpness: exponent s of the original's opinion without the class, > 0.
-        free_share: share of the layers, from the last one back, that may change, in (0, 1].
+        free_share: share of the layers, from the last one back, that may change at depth 1, in (0, 1];
+            at less depth it is free_share max(1/2, depth^2).
         proxies_per_class: retain proxies of each retained class, >= 1.
-        proxy_steps: Adam steps for each proxy, >= 1.
+        proxy_steps: Adam steps of a round for each proxy, >= 1; most need one round, at most six are made.
         batch: forget images, and as many proxies, in each update, >= 1.
     """
 
@@ -61,10 +62,15 @@ class CluePlusHyperparameters(Hyperparameters):
     feature_weight: float = 5.0
     mix: float = 1.0
     sharpness: float = 3.0
-    free_share: float = 0.1
+    free_share: float = 0.2
     proxies_per_class: int = 24
-    proxy_steps: int = 8
+    proxy_steps: int = 5
     batch: int = 32
+
+    @property
+    def freed(self) -> float:
+        """Share of the layers that may change at this depth."""
+        return self.free_share * max(0.5, self.depth**2)
 
     def __post_init__(self) -> None:
         self.require("depth", 0 <= self.depth <= 1, "in [0, 1]")
