@@ -5,7 +5,9 @@ are taken against what could be had: the original with the logit of the class re
 on where it was::
 
     python benchmarks/all_classes.py --data cifar10-imagefolder.zip --weights resnet20-cifar10.safetensors \\
-        --methods clue_plus,delete --seeds 3 --json all-classes.json
+        --methods clue_plus,clue_plus@1,delete --seeds 3 --json all-classes.json
+
+``clue_plus@1`` is ``clue_plus`` at depth 1.
 """
 
 import argparse
@@ -79,7 +81,10 @@ def _measure(
     counts[index] = SIZES.forget
     model, cost = original, {}
     if method != "original":
-        result = clue.forget(original, train.only(index, SIZES.forget), index, method, seed)
+        name, _, depth = method.partition("@")
+        settings = {"depth": float(depth)} if depth else None
+        forget_set = train.only(index, SIZES.forget)
+        result = clue.forget(original, forget_set, index, name, seed, hyperparameters=settings)
         model = result.model.eval()
         cost = {"seconds": result.report.seconds, "cpu_seconds": result.report.cpu_seconds}
     view = ModelView(model, train.first(counts), test, index)

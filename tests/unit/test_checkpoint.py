@@ -194,7 +194,7 @@ def test_a_process_killed_with_9_is_continued_by_another(tmp_path):
     assert child.returncode == -signal.SIGKILL, child.stderr
     resumed = forget(*CASES["clue_plus"], checkpoint)
     # Of twelve proxies one batch is made: one save, then three within the nine steps.
-    assert resumed.report.resumed_at == pytest.approx(0.5 + 0.5 * 3 / 9)
+    assert resumed.report.resumed_at == pytest.approx(0.3 + 0.7 * 3 / 9)
     assert_same(resumed, forget(*CASES["clue_plus"]))
     checkpoint.delete()
     assert list(tmp_path.iterdir()) == []

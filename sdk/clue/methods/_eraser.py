@@ -38,7 +38,7 @@ _WARM_UP = 0.1
 _MOST_PROXIES = 400
 _SEEDS = 256
 # Share of the work that making them is taken for where a checkpoint says how far it is.
-_PROXY_WORK = 0.5
+_PROXY_WORK = 0.3
 
 
 @dataclass
