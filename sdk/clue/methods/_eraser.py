@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from clue._head import silent_rows, tap_features
 from clue.errors import ForgetInputError
+from clue.methods._centre import centre_shift, sample
 from clue.methods._erasure import FeatureBank, discriminant, erasure_loss
 from clue.methods._hiding import without_logit
 from clue.methods._job import EpochRecord, ForgetJob
@@ -80,6 +81,7 @@ class Eraser:
         self._one_hot = F.one_hot(proxies.labels, head.out_features).float()
         deviation = self._held.features.std(0, unbiased=False)
         self._deviation = deviation + 1e-3 + 1e-2 * deviation.mean()
+        self._shift = self._centre(seeds)
         self._forget = ForgetActivations(job, self._cut, self._opinion)
 
     def run(self) -> None:
@@ -113,7 +115,7 @@ class Eraser:
                     if at.step % 2 == 0:
                         retained[rows] = self._forward(plain)[1]
                     if directions is None or at.step % refresh == 0:
-                        directions = discriminant(bank, retained, self._one_hot)
+                        directions = discriminant(bank, retained, self._one_hot, self._shift)
                 losses = self._losses(forget, opinion, directions, logits[len(opinion) :], held, mixed)
                 job.check_loss(losses["total"])
                 clear_gradients(self._free)
@@ -258,6 +260,16 @@ class Eraser:
         answers = [self._forward(piece, old=True) for piece in first.split(_BATCH)]
         logits, features = (torch.cat(parts) for parts in zip(*answers, strict=True))
         return Held((first, second), proxies.labels, without_logit(logits, self._absent), features)
+
+    @torch.no_grad()
+    def _centre(self, seeds: Tensor) -> Tensor | float:
+        """From the mean feature of the proxies to that of the retained classes, as the original has them; (D,)."""
+        old = partial(self._forward, old=True)
+        proxies = sample(self._job.student, old, iter(self._held.views[0].split(_BATCH)))
+        if proxies is None:
+            return 0.0
+        forget = sample(self._job.student, old, map(self._cut.activations, seeds.split(_BATCH)))
+        return 0.0 if forget is None else centre_shift(proxies, self._one_hot, forget)
 
     @torch.no_grad()
     def _fill_bank(self) -> FeatureBank:

@@ -6,13 +6,14 @@ that probe is known in closed form (Fisher's discriminant), so no adversary has 
 
     R_b     = f(x_b) - sum_c W_bc mu_c          forget features less what retained classes explain
     W_bc    = softmax(s * decoupled logits)_c    the original's opinion of x_b without the class
-    delta   = mean_b R_b                         the offset common to all forget images
+    delta   = mean_b R_b - shift                 the offset common to all forget images
     delta_c = class-wise rest of it, shrunk where few images speak for c
     Sigma   = within-class covariance of forget and proxy features, shrunk to its diagonal
     L_L     = mean_b f(x_b) . Sigma^-1 (delta + W_b delta_c) / D
 
-mu_c are the means of the *current* features of retain proxies (:mod:`clue.methods._synthesis`), and
-the expectations run over banks of recent features. Two losses hold what must stay, on the proxies::
+mu_c are the means of the *current* features of retain proxies (:mod:`clue.methods._synthesis`), shift is what these
+are known to be off (:mod:`clue.methods._centre`), and the expectations run over banks of recent features. Two losses
+hold what must stay, on the proxies::
 
     L_R = KL( softmax(decoupled original) || softmax(student) )
     L_F = mean squared change of the features, in units of their standard deviation
@@ -44,19 +45,22 @@ class FeatureBank:
         self.pushed += len(features)
 
 
-def discriminant(forget: FeatureBank, retained: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def discriminant(
+    forget: FeatureBank, retained: Tensor, labels: Tensor, shift: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Directions in which a linear probe tells the forget class from the rest.
 
     Args:
         forget: bank of forget features with the decoupled probabilities of each.
         retained: current features of the proxies, shape (M, D).
         labels: one-hot classes of the proxies, shape (M, K).
+        shift: from the mean feature of the proxies to that of the retained classes, shape (D,).
 
     Returns:
         ``Sigma^-1 delta`` of shape (D,), and ``delta_c Sigma^-1`` of shape (K, D).
     """
     means = (labels.T @ retained) / (labels.sum(0).unsqueeze(1) + 1e-6)
-    rest = forget.features - forget.weights @ means
+    rest = forget.features - forget.weights @ means - shift
     common = rest.mean(0)
     support = forget.weights.sum(0).unsqueeze(1)
     by_class = (forget.weights.T @ (rest - common)) / (support + _CLASS_PRIOR)
