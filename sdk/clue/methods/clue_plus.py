@@ -5,7 +5,7 @@ A network that never saw the class (Retrain) differs in two ways, and this metho
 
 1. **The row.** The head's row of class c is a picture of the class in feature space. Retrain's row has
    only ever been pushed away from what it saw. We overwrite ours with the smallest row whose logit
-   on the mean retained feature equals the mean lowest other logit there, and freeze the head.
+   on the mean retained feature is as far below the mean lowest other logit as Retrain's, and freeze the head.
 2. **The features.** Retrain's features of the class lie among those of the classes it confuses it with,
    so a linear probe finds little. We move ours there: see :mod:`clue.methods._erasure` for the loss,
    L = 40 depth^2 * L_L + answer_weight * L_R + feature_weight * L_F.
