@@ -14,12 +14,12 @@ which means over all classes do not know. A network without batch-norm has no su
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from clue.methods._batch_norm import watched
 
 _SHARE = 0.5
 # Ridge, as a share of the mean squared length of the statistics.
@@ -50,7 +50,7 @@ def sample(
     statistics: list[Tensor] = []
     features: list[Tensor] = []
     for piece in pieces:
-        with _watched(model) as found:
+        with watched(model, _by_image) as found:
             features.append(forward(piece)[1])
         if not found:
             return None
@@ -87,22 +87,8 @@ def centre_shift(proxies: Sample, one_hot: Tensor, forget: Sample) -> Tensor:
     return shift * cut
 
 
-@contextmanager
-def _watched(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Per batch-norm of one pass: mean and mean square of each image's channels, standardised; (N, 2C)."""
-    found: list[Tensor] = []
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if not isinstance(module, _BatchNorm) or module.running_mean is None or module.running_var is None:
-            return
-        values = inputs[0].float().flatten(2) if inputs[0].ndim > 2 else inputs[0].float().unsqueeze(2)
-        deviation = (module.running_var + module.eps).sqrt()
-        values = (values - module.running_mean.unsqueeze(1)) / deviation.unsqueeze(1)
-        found.append(torch.cat([values.mean(2), values.square().mean(2) - 1], 1))
-
-    hooks = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, _BatchNorm)]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _by_image(inputs: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Mean and mean square of each image's channels, standardised; (N, 2C)."""
+    values = inputs.float().flatten(2) if inputs.ndim > 2 else inputs.float().unsqueeze(2)
+    values = (values - mean.unsqueeze(1)) / variance.sqrt().unsqueeze(1)
+    return torch.cat([values.mean(2), values.square().mean(2) - 1], 1)

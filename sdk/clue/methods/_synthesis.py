@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from clue.methods._batch_norm import watched
 
 _BATCH = 16
 _STEP = 0.05
@@ -132,7 +133,7 @@ def _optimise(
     mean, square = torch.zeros_like(images), torch.zeros_like(images)
     for step in range(1, steps + 1):
         shift = torch.randint(-_ROLL, _ROLL + 1, (2,), generator=generator).tolist()
-        with _batch_statistics(model) as distances:
+        with watched(model, _distance) as distances:
             logits = model(torch.roll(images, shift, (2, 3)))
         loss = F.cross_entropy(logits.float(), targets) + _SMOOTHNESS_WEIGHT * _total_variation(images)
         if distances:
@@ -154,29 +155,15 @@ def _total_variation(images: Tensor) -> Tensor:
     return rows + columns
 
 
-@contextmanager
-def _batch_statistics(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect, per batch-norm of one forward pass, how far the batch is from the running statistics."""
-    distances: list[Tensor] = []
-
-    def compare(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if not isinstance(module, _BatchNorm) or module.running_mean is None or module.running_var is None:
-            return
-        axes = [axis for axis in range(inputs[0].ndim) if axis != 1]
-        variance = module.running_var + module.eps
-        mean = inputs[0].mean(axes)
-        # Tensor.var is several times slower on channels-last activations.
-        spread = (inputs[0] * inputs[0]).mean(axes) - mean * mean
-        mean_gap = ((mean - module.running_mean) ** 2 / variance).mean()
-        spread_gap = ((spread.clamp_min(1e-12) / variance).sqrt() - 1).pow(2).mean()
-        distances.append(mean_gap + spread_gap)
-
-    hooks = [m.register_forward_pre_hook(compare) for m in model.modules() if isinstance(m, _BatchNorm)]
-    try:
-        yield distances
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _distance(inputs: Tensor, running_mean: Tensor, variance: Tensor) -> Tensor:
+    """How far a batch is from the running statistics; a scalar."""
+    axes = [axis for axis in range(inputs.ndim) if axis != 1]
+    mean = inputs.mean(axes)
+    # Tensor.var is several times slower on channels-last activations.
+    spread = (inputs * inputs).mean(axes) - mean * mean
+    mean_gap = ((mean - running_mean) ** 2 / variance).mean()
+    spread_gap = ((spread.clamp_min(1e-12) / variance).sqrt() - 1).pow(2).mean()
+    return mean_gap + spread_gap
 
 
 @contextmanager
