@@ -16,11 +16,17 @@ from torch.utils.data import TensorDataset
 
 import clue
 from clue.train import ImageCache, Recipe, train
+from clue_protocol import net
 
 torch.set_num_threads(1)
 # The first example of a property pays for imports, and the machine may be busy: time is no property here.
 settings.register_profile("clue", deadline=None, max_examples=60)
 settings.load_profile("clue")
+
+# Two workers at once must not find the same port free: each chooses among its own.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+net.NOT_EPHEMERAL = net.NOT_EPHEMERAL[_WORKER::_WORKERS]
 
 CLASSES = ("red", "green", "blue", "stripes")
 RECIPE = Recipe(epochs=10, batch_size=16, peak_lr=0.05)

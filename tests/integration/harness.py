@@ -20,7 +20,7 @@ from clue_agent.store import ModelStore, StoredModel
 from clue_coordinator.client import OperatorClient
 from clue_coordinator.config import CoordinatorConfig, load_config
 from clue_coordinator.errors import CoordinatorError
-from clue_protocol.net import free_port
+from clue_protocol.net import free_ports
 from clue_protocol.process import spawn, stop
 
 FLEET = "homecams"
@@ -80,9 +80,8 @@ class Installation:
 
     def init(self, *options: str) -> None:
         """Make the coordinator's home, on free ports."""
-        ports: list[str] = []
-        for name in ("superlink", "operator", "enrolment", "metrics", "console"):
-            ports += [f"--{name}-port", str(free_port())]
+        names = ("superlink", "operator", "enrolment", "metrics", "console")
+        ports = [f"--{name}-port={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
         succeed(self.coordinator("init", *ports, *options))
 
     def serve(self) -> int:

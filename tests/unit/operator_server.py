@@ -20,7 +20,7 @@ from clue_coordinator.operators import OperatorService
 from clue_coordinator.roles import Role
 from clue_coordinator.server import OperatorServer
 from clue_coordinator.setup import initialise
-from clue_protocol.net import free_port
+from clue_protocol.net import free_ports
 from clue_protocol.v1 import operator_pb2_grpc
 
 
@@ -92,8 +92,7 @@ def house(
     listen_on: str = "",
 ) -> Iterator[House]:
     """``listen_on`` is where it listens after its certificate was made for ``operator_listen``."""
-    ports = {free_port() for _ in range(4)}
-    superlink, operators, metrics, enrolment = sorted(ports)
+    superlink, operators, metrics, enrolment = free_ports(4)
     config = CoordinatorConfig(
         operator_listen=operator_listen,
         superlink_port=superlink,

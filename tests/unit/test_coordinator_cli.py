@@ -14,7 +14,7 @@ from clue_coordinator.cli_values import parse_settings
 from clue_coordinator.config import load_config
 from clue_coordinator.errors import ConfigError
 from clue_protocol.files import HomeLock
-from clue_protocol.net import free_port
+from clue_protocol.net import free_ports
 
 Run = Callable[..., Result]
 
@@ -41,8 +41,7 @@ def one_line(result: Result, code: int, *words: str) -> None:
 @pytest.fixture
 def home(run: Run, tmp_path: Path) -> Path:
     """An installation whose coordinator does not run, on ports that nobody uses."""
-    ports = [free_port() for _ in range(4)]
-    assert len(set(ports)) == 4
+    ports = free_ports(4)
     names = ("--superlink-port", "--operator-port", "--enrolment-port", "--metrics-port")
     result = run("init", *[word for pair in zip(names, ports, strict=True) for word in pair])
     assert result.code == 0, result

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from clue_protocol import process
-from clue_protocol.net import free_port, port_in_use
+from clue_protocol import net, process
+from clue_protocol.net import free_port, free_ports, port_in_use
 from clue_protocol.process import Supervisor, spawn, stop
 
 # Writes its process id and that of a child of its own, then sleeps.
@@ -134,6 +134,17 @@ def test_output_goes_to_the_log(supervise: Callable[..., Supervisor], tmp_path: 
     )
     log = tmp_path / "child.log"
     wait_for(lambda: log.exists() and {"to stdout", "to stderr"} <= set(log.read_text().splitlines()))
+
+
+def test_several_ports_are_all_different(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = net.NOT_EPHEMERAL[:: len(net.NOT_EPHEMERAL) // 8]
+    monkeypatch.setattr(net, "NOT_EPHEMERAL", few)
+    for _ in range(20):
+        found = free_ports(5)
+        assert len(set(found)) == 5
+        assert set(found) <= set(few)
+    with pytest.raises(OSError, match="no 10 free ports"):
+        free_ports(10)
 
 
 def test_ports() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from clue_coordinator.client import OperatorClient
 from clue_coordinator.config import load_config
 from clue_coordinator.errors import CoordinatorError
-from clue_protocol.net import free_port
+from clue_protocol.net import free_ports
 from clue_protocol.process import spawn, stop
 
 _READY_SECONDS = 60.0
@@ -42,9 +42,8 @@ class Fleet:
 
     def start_coordinator(self) -> None:
         """Init and serve on free ports; returns when it answers."""
-        ports = []
-        for name in ("superlink", "operator", "enrolment", "metrics", "console"):
-            ports += [f"--{name}-port", str(free_port())]
+        names = ("superlink", "operator", "enrolment", "metrics", "console")
+        ports = [f"--{name}-port={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
         self.command("init", *ports)
         self._start([self._coordinator, "serve"], "coordinator.log")
         with OperatorClient(load_config(self.home)) as client:
