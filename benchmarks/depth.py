@@ -42,9 +42,7 @@ def main() -> None:
         found = bench(options)
         report["retrain"] = found["retrain"][arguments.forget_class]
         report["original"] = found["original"][arguments.forget_class]
-        report["depths"][depth] = [
-            {key: run[key] for key in (*FIGURES, "ua", "seed", "seconds")} for run in found["runs"]
-        ]
+        report["depths"][depth] = [{key: run[key] for key in KEPT} for run in found["runs"]]
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _print(report)
     if arguments.plot:
