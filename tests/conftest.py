@@ -20,7 +20,10 @@ from clue_protocol import net
 
 torch.set_num_threads(1)
 # The first example of a property pays for imports, and the machine may be busy: time is no property here.
-settings.register_profile("clue", deadline=None, max_examples=60)
+# The same examples each time, so that a change is judged by what it changes; CLUE_TEST_RANDOM=1 draws new ones.
+settings.register_profile(
+    "clue", deadline=None, max_examples=60, derandomize=os.environ.get("CLUE_TEST_RANDOM", "") != "1"
+)
 settings.load_profile("clue")
 
 # Two workers at once must not find the same port free: each chooses among its own.

@@ -124,7 +124,7 @@ def check_writable(json_file: Path | None) -> None:
 # Shell completion: what the coordinator knows, and nothing at all if it cannot be asked.
 
 # The shell waits for it, and so does whoever pressed the key.
-_COMPLETION_SECONDS = 1.0
+_COMPLETION_SECONDS = 2.0
 _COMPLETIONS = 200
 
 
