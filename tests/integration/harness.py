@@ -19,8 +19,8 @@ from clue_agent.sealed import KeyRing
 from clue_agent.store import ModelStore, StoredModel
 from clue_coordinator.client import OperatorClient
 from clue_coordinator.config import CoordinatorConfig, load_config
+from clue_coordinator.demo._processes import on_free_ports
 from clue_coordinator.errors import CoordinatorError
-from clue_protocol.net import free_ports
 from clue_protocol.process import spawn, stop
 
 FLEET = "homecams"
@@ -80,9 +80,7 @@ class Installation:
 
     def init(self, *options: str) -> None:
         """Make the coordinator's home, on free ports."""
-        names = ("superlink", "operator", "enrolment", "metrics", "console")
-        ports = [f"--{name}-port={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
-        succeed(self.coordinator("init", *ports, *options))
+        succeed(self.coordinator("init", *on_free_ports(), *options))
 
     def serve(self) -> int:
         """Start the coordinator and wait until its dispatcher runs; returns its pid."""

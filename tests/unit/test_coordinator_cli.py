@@ -12,9 +12,9 @@ from command_line import Result, run_command
 import clue
 from clue_coordinator.cli_values import parse_settings
 from clue_coordinator.config import load_config
+from clue_coordinator.demo._processes import on_free_ports
 from clue_coordinator.errors import ConfigError
 from clue_protocol.files import HomeLock
-from clue_protocol.net import free_ports
 
 Run = Callable[..., Result]
 
@@ -41,9 +41,7 @@ def one_line(result: Result, code: int, *words: str) -> None:
 @pytest.fixture
 def home(run: Run, tmp_path: Path) -> Path:
     """An installation whose coordinator does not run, on ports that nobody uses."""
-    ports = free_ports(4)
-    names = ("--superlink-port", "--operator-port", "--enrolment-port", "--metrics-port")
-    result = run("init", *[word for pair in zip(names, ports, strict=True) for word in pair])
+    result = run("init", *on_free_ports())
     assert result.code == 0, result
     return tmp_path / "home"
 

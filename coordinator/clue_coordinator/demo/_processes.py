@@ -42,9 +42,7 @@ class Fleet:
 
     def start_coordinator(self) -> None:
         """Init and serve on free ports; returns when it answers."""
-        names = ("superlink", "operator", "enrolment", "metrics", "console")
-        ports = [f"--{name}-port={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
-        self.command("init", *ports)
+        self.command("init", *on_free_ports())
         self._start([self._coordinator, "serve"], "coordinator.log")
         with OperatorClient(load_config(self.home)) as client:
             deadline = time.monotonic() + _READY_SECONDS
@@ -107,6 +105,12 @@ class Fleet:
             return
         lines = (self.root / log_name).read_text(errors="replace").strip().splitlines() or ["no output"]
         raise CoordinatorError(f"{who} did not come up: {lines[-1]}")
+
+
+def on_free_ports() -> list[str]:
+    """Options of ``clue-coordinator init`` for an installation whose ports nobody else uses."""
+    names = ("superlink", "operator", "enrolment", "metrics", "console")
+    return [f"--{name}-port={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
 
 
 def _program(name: str) -> str:
