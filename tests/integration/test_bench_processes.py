@@ -45,6 +45,16 @@ def weights(digits, tmp_path_factory) -> Path:
     return folder / "model.safetensors"
 
 
+class Told(Quiet):
+    """What a bench says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
 def test_digits_end_to_end(digits, weights, tmp_path):
     options = BenchOptions(
         data=digits,
@@ -125,9 +135,23 @@ def test_two_benches_and_a_killed_one_train_each_oracle_once(digits, weights, tm
 
 
 def test_a_moved_data_set_needs_no_new_oracle(digits, weights, tmp_path):
-    more = ("--methods", "delete", "--oracle-epochs", "1", "--oracle-seeds", "2", "--json", tmp_path / "r.json")
-    subprocess.run(command(digits, weights, tmp_path, *more), check=True, capture_output=True)
-    report = json.loads((tmp_path / "r.json").read_text())
+    options = BenchOptions(
+        data=digits,
+        weights=weights,
+        forget_classes=("three",),
+        methods=("delete",),
+        input_size=(8, 8),
+        recipe="digits",
+        oracle_epochs=1,
+        oracle_seeds=2,
+        sizes=SIZES,
+        cache=tmp_path / "cache",
+        threads=1,
+    )
+    first, second = Told(), Told()
+    report = bench(options, json_path=tmp_path / "r.json", reporter=first)
+    assert len([line for line in first.lines if "training" in line]) == 2
+    assert len([line for line in first.lines if "judging" in line]) == 4
     retrain = report["retrain"]["three"]
     assert retrain["seeds"] == len(retrain["per_seed"]) == 2
     assert retrain["spread"]["ra"] >= 0
@@ -135,12 +159,10 @@ def test_a_moved_data_set_needs_no_new_oracle(digits, weights, tmp_path):
     assert retrain["seconds_source"] == "extrapolated from 20 timed steps"
     assert report["cost"]["three"]["delete"]["times_faster_than_retrain_30_epochs"] > 0
     shutil.copytree(digits, tmp_path / "moved")
-    again = subprocess.run(
-        command(tmp_path / "moved", weights, tmp_path, *more, "--resume"), check=True, capture_output=True, text=True
-    )
-    assert "training" not in again.stderr
-    assert "judging" not in again.stderr
-    assert json.loads((tmp_path / "r.json").read_text())["runs"] == report["runs"]
+    moved = replace(options, data=tmp_path / "moved")
+    again = bench(moved, json_path=tmp_path / "r.json", resume=True, reporter=second)
+    assert not [line for line in second.lines if "training" in line or "judging" in line]
+    assert again["runs"] == report["runs"] == json.loads((tmp_path / "r.json").read_text())["runs"]
 
 
 def test_a_worker_that_dies_is_a_failed_run(tmp_path, monkeypatch):

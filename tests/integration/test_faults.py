@@ -8,7 +8,7 @@ import sqlite3
 import psutil
 
 from integration.conftest import DEVICES
-from integration.harness import Installation, child, wait_all_gone, wait_for
+from integration.harness import BRIEF, Installation, child, wait_all_gone, wait_for
 
 
 def _succeeded_once(fleet: Installation, request_id: str, name: str, forgotten: tuple[str, ...]) -> None:
@@ -28,7 +28,7 @@ def _succeeded_once(fleet: Installation, request_id: str, name: str, forgotten: 
 
 def test_dispatcher_killed_mid_rollout(fleet: Installation) -> None:
     dispatcher = child(fleet._running["coordinator"].pid, "flwr-serverapp")
-    request_id = fleet.forget("eight")
+    request_id = fleet.forget("eight", *BRIEF)
     for name in DEVICES:
         child(fleet._running[name].pid, "clue_agent.worker")
     dispatcher.kill()
@@ -54,7 +54,7 @@ def test_superlink_killed(fleet: Installation) -> None:
     )
     assert fresh is not None
     # Forgotten already, so no work: the way there and back is the point.
-    request_id = fleet.forget("eight")
+    request_id = fleet.forget("eight", *BRIEF)
     fleet.wait_completed(request_id)
     for name in DEVICES:
         _succeeded_once(fleet, request_id, name, ("eight",))

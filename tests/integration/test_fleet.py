@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from clue_protocol.v1 import operator_pb2, operator_pb2_grpc
 from integration.conftest import DEVICES
-from integration.harness import FLEET, Installation, fingerprint, one_line, succeed, wait_all_gone
+from integration.harness import BRIEF, FLEET, Installation, fingerprint, one_line, succeed, wait_all_gone
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_a_browser_follows_a_request_until_it_is_over(fleet: Installation) -> No
         expect(table.get_by_role("rowheader")).to_have_text(list(DEVICES[::-1]))
         expect(table.get_by_role("columnheader", name="Device")).to_have_attribute("aria-sort", "descending")
 
-        request_id = fleet.forget("nine")
+        request_id = fleet.forget("nine", *BRIEF)
         page.goto(f"{fleet.config.console_url}requests/{request_id}")
         navigations: list[str] = []
         page.on("framenavigated", lambda frame: navigations.append(frame.url))

@@ -6,7 +6,7 @@ from unit.databases import new_url
 
 from clue_coordinator.database import parse_url
 from integration.conftest import Digits
-from integration.harness import FLEET, Installation, child, one_line, succeed
+from integration.harness import BRIEF, FLEET, Installation, child, one_line, succeed
 
 
 @pytest.mark.timeout(400)
@@ -21,7 +21,7 @@ def test_a_fleet_whose_ledger_is_on_postgresql(digits: Digits, tmp_path_factory:
         house.add_device("pi-1", digits.bundle, samples, holdout)
         agent = house.start_agent("pi-1")
         house.wait_online(1)
-        request_id = house.forget("eight")
+        request_id = house.forget("eight", *BRIEF)
         child(agent, "clue_agent.worker")
 
         # As when the database is restarted: every connection breaks at once.

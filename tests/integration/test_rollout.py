@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from integration.conftest import Digits
-from integration.harness import FLEET, Installation, child, processes_of, succeed, wait_for
+from integration.harness import BRIEF, FLEET, Installation, child, processes_of, succeed, wait_for
 
 EIGHT = tuple(f"cam-{number}" for number in range(1, 9))
 LATE, KILLED = EIGHT[6:], EIGHT[1]
@@ -30,7 +30,8 @@ def test_all_eight_succeed_exactly_once(night: Installation) -> None:
     for name in present:
         night.start_agent(name)
     night.wait_online(len(present))
-    request_id = night.forget("eight", "--canary", "1", "--rate", "30/min", "--abort-if", "failed>30%", "--after", "4")
+    plan = ("--canary", "1", "--rate", "30/min", "--abort-if", "failed>30%", "--after", "4")
+    request_id = night.forget("eight", *plan, *BRIEF)
 
     # The killed one need not be the canary: wait until it is at work.
     worker = child(night._running[KILLED].pid, "clue_agent.worker", 300)
