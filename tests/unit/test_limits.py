@@ -504,20 +504,20 @@ def test_a_pause_stops_the_work_and_it_goes_on(runner: Runner) -> None:
 
 def test_paused_time_does_not_count(runner: Runner) -> None:
     runner.board.celsius(50)
-    runner.start(COUNTER, budget_seconds=0.8)
+    runner.start(COUNTER, budget_seconds=2.0)
     wait_for(lambda: len(runner.lines) > 1)
     started = time.monotonic()
     runner.board.celsius(85)
     wait_for(lambda: runner.holds == [HoldKind.HOT])
-    time.sleep(1.2)
+    time.sleep(2.6)
     assert runner.ended is None
     runner.board.celsius(50)
     ended = runner.wait()
     assert ended.verdict is Verdict.OUT_OF_TIME
-    assert ended.detail == "still busy after 0.8 s, which is all it may take"
-    assert 0.8 <= ended.active_seconds < 2
-    assert ended.paused_seconds >= 1.1
-    assert time.monotonic() - started > 1.2
+    assert ended.detail == "still busy after 2 s, which is all it may take"
+    assert 2.0 <= ended.active_seconds < 4
+    assert ended.paused_seconds >= 2.5
+    assert time.monotonic() - started > 2.6
 
 
 def test_a_paused_child_dies_when_cancelled(runner: Runner) -> None:
