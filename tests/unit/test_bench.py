@@ -30,6 +30,7 @@ from clue.bench import (
     worker,
 )
 from clue.bench._job import write_result
+from clue.bench._plausible import doubt
 from clue.bench._report import cost, over_seeds, summary
 from clue.cli import app
 from clue.cli._run import run
@@ -567,3 +568,24 @@ def test_command_prints_table_and_writes_report(folder, weights, tmp_path, monke
     status, out, err = command(*common, "--methods", "delete")
     assert status == 1
     assert "delete on bean, seed 0: no" in err
+
+
+class Colour(torch.nn.Module):
+    """Names the brightest channel, which is the class; with ``order`` as another order of the logits."""
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        super().__init__()
+        self.order = list(order)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3))[:, self.order]
+
+
+def test_a_model_that_guesses_is_doubted_and_the_order_of_its_logits(folder, spec, tmp_path):
+    images = decode(open_source(folder), (8, 8), tmp_path)
+    assert doubt(Colour((0, 1, 2)), spec, images, named=False) is None
+    said = doubt(Colour((1, 2, 0)), spec, images, named=False)
+    assert "of 24 training images" in said
+    assert "(apple, bean, corn, ...)" in said
+    assert "import-weights" in said
+    assert "import-weights" not in doubt(Colour((1, 2, 0)), spec, images, named=True)

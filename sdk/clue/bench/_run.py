@@ -12,6 +12,7 @@ from clue.bench._job import WorkerJob, write_result
 from clue.bench._judged import code_digest, describe, judged
 from clue.bench._options import BenchOptions
 from clue.bench._oracle import Oracles
+from clue.bench._plausible import doubt
 from clue.bench._report import Measures, cost, over_seeds, summary, with_gap
 from clue.bench._resume import earlier_runs
 from clue.bench._runner import Quiet, Reporter, Runner
@@ -57,7 +58,9 @@ def bench(
     classes = options.classes(spec)
     given = [options.oracle_path(name, seed) for name in classes for seed in range(options.oracle_seeds)]
     given_oracles = list(dict.fromkeys(path for path in given if path is not None))
-    for path in (weights, *given_oracles):
+    original = build_model(spec)
+    load_weights(original, weights)
+    for path in given_oracles:
         # Now, not after an hour of training.
         load_weights(build_model(spec), path)
     if json_path is not None:
@@ -71,6 +74,9 @@ def bench(
         lambda done, total: reporter.progress(title, done / total, float("nan"), f"{done}/{total}"),
     )
     reporter.finished(title)
+    if doubtful := doubt(original, spec, images, named=weights != options.weights):
+        reporter.line(f"warning: {doubtful}")
+    del original
     identity = options.identity() | {
         "images": decoded_digest(images),
         "weights": file_sha256(weights),
