@@ -55,18 +55,26 @@ class Told(Quiet):
         self.lines.append(text)
 
 
-def test_digits_end_to_end(digits, weights, tmp_path):
-    options = BenchOptions(
+def few_images(digits, weights, tmp_path) -> BenchOptions:
+    """``delete`` on the class three, judged on few images."""
+    return BenchOptions(
         data=digits,
         weights=weights,
         forget_classes=("three",),
-        methods=("delete", "random_labels"),
+        methods=("delete",),
         input_size=(8, 8),
         recipe="digits",
-        hyperparameters={"random_labels": {"lr": 1e30}, "delete": {"epochs": 10}},
         sizes=SIZES,
         cache=tmp_path / "cache",
         threads=1,
+    )
+
+
+def test_digits_end_to_end(digits, weights, tmp_path):
+    options = replace(
+        few_images(digits, weights, tmp_path),
+        methods=("delete", "random_labels"),
+        hyperparameters={"random_labels": {"lr": 1e30}, "delete": {"epochs": 10}},
     )
     report = bench(options, json_path=tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text()) == report
@@ -135,19 +143,7 @@ def test_two_benches_and_a_killed_one_train_each_oracle_once(digits, weights, tm
 
 
 def test_a_moved_data_set_needs_no_new_oracle(digits, weights, tmp_path):
-    options = BenchOptions(
-        data=digits,
-        weights=weights,
-        forget_classes=("three",),
-        methods=("delete",),
-        input_size=(8, 8),
-        recipe="digits",
-        oracle_epochs=1,
-        oracle_seeds=2,
-        sizes=SIZES,
-        cache=tmp_path / "cache",
-        threads=1,
-    )
+    options = replace(few_images(digits, weights, tmp_path), oracle_epochs=1, oracle_seeds=2)
     first, second = Told(), Told()
     report = bench(options, json_path=tmp_path / "r.json", reporter=first)
     assert len([line for line in first.lines if "training" in line]) == 2

@@ -539,12 +539,25 @@ def test_command_prints_table_and_writes_report(folder, weights, tmp_path, monke
         return status, *capsys.readouterr()
 
     measured = MEASURED | {"detail": {}}
-    monkeypatch.setattr("clue.bench._run.Runner.__call__", lambda *_: dict(measured))
+    titles = []
+
+    def measure(_runner, _job, title):
+        titles.append(title)
+        return dict(measured)
+
+    monkeypatch.setattr("clue.bench._run.Runner.__call__", measure)
     common = ["bench", "--data", folder, "--weights", weights, "--forget-class", "bean", "--image-size", "8",
               "--cache", tmp_path / "cache", "--oracle-weights", weights]  # fmt: skip
-    status, out, err = command(*common, "--methods", "delete", "--json", tmp_path / "r.json")
+    once = (*common, "--methods", "delete", "--json", tmp_path / "r.json")
+    status, out, err = command(*once)
     assert status == 0, err
     assert "forget bean" in out
+    assert len(json.loads((tmp_path / "r.json").read_text())["runs"]) == 1
+    assert any("delete" in title for title in titles)
+    titles.clear()
+    status, out, err = command(*once, "--resume")
+    assert status == 0, err
+    assert not any("delete" in title for title in titles)
     assert len(json.loads((tmp_path / "r.json").read_text())["runs"]) == 1
     for wrong, expected, said in (
         (("--methods", "oblivion"), 2, "there is no unlearning method 'oblivion'"),
@@ -553,6 +566,7 @@ def test_command_prints_table_and_writes_report(folder, weights, tmp_path, monke
         (("--json", "-"), 2, "takes a file"),
         (("--resume",), 2, "needs --json"),
         (("--settings", tmp_path / "none"), 2, "cannot read"),
+        (("--oracle-seeds", "2"), 1, "one oracle serves one seed"),
         (("--cache", folder / "train" / "apple" / "0.png"), 1, "cannot write the image cache"),
         (("--weights", folder), 1, "no model bundle"),
     ):

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import default_collate
+from torch.utils.data import Subset
 
 from clue.data.decoded import mapped
+from clue.data.folder import loader
 from clue.evaluate import evaluate_classes
 from clue.spec import ModelSpec
 
@@ -30,7 +31,7 @@ def doubt(model: nn.Module, spec: ModelSpec, images: Path, *, named: bool) -> st
     chosen = data.first([each] * len(spec.classes))
     # Spread over the classes even where there are more of them than images.
     rows = torch.linspace(0, len(chosen) - 1, min(_IMAGES, len(chosen))).long().unique()
-    batches = (default_collate(chosen.__getitems__(part.tolist())) for part in rows.split(_BATCH))
+    batches = loader(Subset(chosen, rows.tolist()), _BATCH)
     # No class is forgotten yet, so all of them are retained ones.
     _, right = evaluate_classes(model, batches, -1)
     chance = 1 / len(spec.classes)
