@@ -6,6 +6,7 @@ transaction takes first, and with synchronous commits. A reading transaction see
 and never waits for the writer.
 """
 
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from clue_coordinator.errors import ConfigError
 
@@ -99,6 +101,10 @@ def reason(error: SQLAlchemyError) -> str:
     return str(getattr(error, "orig", None) or error).splitlines()[0]
 
 
+def _is_busy(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+
+
 def _open_sqlite(url: URL) -> Engine:
     engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
 
@@ -107,8 +113,17 @@ def _open_sqlite(url: URL) -> Engine:
         # The driver would start transactions by itself, too late and in the wrong mode.
         connection.isolation_level = None
         cursor = connection.cursor()
+        # SQLite does not wait for its timeout here: of those that turn a new file into WAL at once, all but one fail.
+        for attempt in Retrying(
+            retry=retry_if_exception(_is_busy),
+            stop=stop_after_delay(_BUSY_SECONDS),
+            wait=wait_random_exponential(0.01, max=1),
+            reraise=True,
+        ):
+            with attempt:
+                cursor.execute("PRAGMA journal_mode=WAL")
         # Secure delete: updates and patches of devices must not stay readable in free pages.
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

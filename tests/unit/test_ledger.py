@@ -6,6 +6,7 @@ import random
 import re
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from sqlalchemy import MetaData, delete, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from clue_coordinator import database as database_module
 from clue_coordinator import enrol, migrations, requests, rollout
 from clue_coordinator.backup import back_up, restore
 from clue_coordinator.config import CoordinatorConfig, LedgerConfig
@@ -200,6 +202,26 @@ def test_many_that_open_a_new_ledger_at_once(new_url: NewUrl) -> None:
         for ledger in pool.map(lambda _: Ledger(url), range(6)):
             ledger.close()
     assert rows(url)["event"] == []
+
+
+@pytest.mark.parametrize("begin", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
+def test_a_new_ledger_waits_for_who_is_making_it(tmp_path: Path, begin: str) -> None:
+    other = sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute(begin)
+    soon = threading.Timer(0.3, other.execute, ("COMMIT",))
+    soon.start()
+    Ledger(tmp_path / "ledger.sqlite").close()
+    soon.join()
+    other.close()
+
+
+def test_a_new_ledger_that_somebody_keeps_locked_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "_BUSY_SECONDS", 0.2)
+    other = sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(CoordinatorError, match=r"cannot use the ledger .*ledger.sqlite: database is locked$"):
+        Ledger(tmp_path / "ledger.sqlite")
+    other.close()
 
 
 # The history
