@@ -126,6 +126,6 @@ def _pulling(house: Installation, device: str, node: int) -> Iterator[Pulls]:
 def _shown(port: int) -> str:
     """The certificate that a port shows, empty if it shows none."""
     try:
-        return ssl.get_server_certificate(("127.0.0.1", port), timeout=5)
+        return ssl.get_server_certificate(("127.0.0.1", port), timeout=30)
     except OSError:
         return ""

@@ -323,7 +323,7 @@ def test_an_open_stream_ends_with_its_token(home: House) -> None:
         started = time.monotonic()
         with pytest.raises(CoordinatorError, match="expired or was revoked"):
             next(views)
-        assert time.monotonic() - started < 5.0
+        assert time.monotonic() - started < 15.0
 
 
 def test_a_watched_request_shows_every_state(home: House) -> None:

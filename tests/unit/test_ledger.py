@@ -335,7 +335,7 @@ def test_a_row_that_someone_holds_is_leased_later(tmp_path: Path) -> None:
         connection.execute(select(Execution.id).where(Execution.id == held).with_for_update())
         started = time.monotonic()
         assert set(fleet.lease(0, 1)) == {1}
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
     assert set(fleet.lease(0, 1)) == {0}
     other.close()
     fleet.ledger.close()

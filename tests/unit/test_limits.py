@@ -472,7 +472,7 @@ def test_memory_of_children_counts_and_none_is_left(runner: Runner) -> None:
     )
     ended = runner.run(code, memory_mib=96)
     assert ended.verdict is Verdict.OUT_OF_MEMORY
-    wait_for(lambda: not any(is_alive(int(line)) for line in runner.lines), 5)
+    wait_for(lambda: not any(is_alive(int(line)) for line in runner.lines))
 
 
 def test_children_left_by_a_command_that_ended(runner: Runner) -> None:
@@ -480,7 +480,7 @@ def test_children_left_by_a_command_that_ended(runner: Runner) -> None:
     started = time.monotonic()
     assert runner.run(code).returncode == 0  # and not after a minute, though sleep holds the pipe
     assert time.monotonic() - started < 20
-    wait_for(lambda: not is_alive(int(runner.lines[0])), 5)
+    wait_for(lambda: not is_alive(int(runner.lines[0])))
 
 
 def test_a_pause_stops_the_work_and_it_goes_on(runner: Runner) -> None:
@@ -504,20 +504,20 @@ def test_a_pause_stops_the_work_and_it_goes_on(runner: Runner) -> None:
 
 def test_paused_time_does_not_count(runner: Runner) -> None:
     runner.board.celsius(50)
-    runner.start(COUNTER, budget_seconds=2.0)
+    runner.start(COUNTER, budget_seconds=4.0)  # of which a busy machine takes some to start it
     wait_for(lambda: len(runner.lines) > 1)
     started = time.monotonic()
     runner.board.celsius(85)
     wait_for(lambda: runner.holds == [HoldKind.HOT])
-    time.sleep(2.6)
+    time.sleep(4.6)
     assert runner.ended is None
     runner.board.celsius(50)
     ended = runner.wait()
     assert ended.verdict is Verdict.OUT_OF_TIME
-    assert ended.detail == "still busy after 2 s, which is all it may take"
-    assert 2.0 <= ended.active_seconds < 4
-    assert ended.paused_seconds >= 2.5
-    assert time.monotonic() - started > 2.6
+    assert ended.detail == "still busy after 4 s, which is all it may take"
+    assert 4.0 <= ended.active_seconds < 8
+    assert ended.paused_seconds >= 4.5
+    assert time.monotonic() - started > 4.6
 
 
 def test_a_paused_child_dies_when_cancelled(runner: Runner) -> None:
@@ -599,7 +599,7 @@ def test_a_paused_child_does_not_outlive_a_killed_parent(tmp_path: Path) -> None
         wait_for(lambda: psutil.Process(child).status() == psutil.STATUS_STOPPED)
         parent.kill()
         parent.wait(10)
-    wait_for(lambda: not is_alive(child), 5)
+    wait_for(lambda: not is_alive(child))
 
 
 def test_a_callback_that_raises_ends_the_child(runner: Runner) -> None:
@@ -634,7 +634,7 @@ def test_a_talkative_child_fills_neither_memory_nor_disk(runner: Runner, monkeyp
 def test_output_at_full_speed_does_not_hide_the_limits(runner: Runner) -> None:
     ended = runner.run("while True: print('x' * 1000)", budget_seconds=0.5)
     assert ended.verdict is Verdict.OUT_OF_TIME
-    assert ended.active_seconds < 5
+    assert ended.active_seconds < 20
     assert len(set(runner.lines[:-1])) == 1  # whole lines
 
 

@@ -490,31 +490,41 @@ def test_a_meter_that_was_not_started_says_so() -> None:
 class Ramp:
     """Power that grows by 10 W a second."""
 
-    source, scope, relative_uncertainty, period, cumulative = "ramp", "", 0.0, 0.01, False
+    source, scope, relative_uncertainty, period, cumulative = "ramp", "", 0.0, 0.05, False
 
     def __init__(self) -> None:
         self.started = time.monotonic()
+        self.reads = 0
 
     def read(self) -> float:
-        return 10 * (time.monotonic() - self.started)
+        self.reads += 1
+        return 10 * self.age
+
+    @property
+    def age(self) -> float:
+        return time.monotonic() - self.started
 
 
 def test_the_thread_samples_and_ends() -> None:
     threads = threading.active_count()
     sensor = Ramp()
     meter = SampledMeter(sensor)
+    before_start = sensor.age
     meter.start()
-    begin = time.monotonic() - sensor.started
+    after_start = sensor.age
     assert threading.active_count() == threads + 1
-    time.sleep(0.3)
+    while sensor.reads < 8:
+        time.sleep(0.01)
     half = meter.read()
-    time.sleep(0.1)
+    before_stop = sensor.age
     reading = meter.stop()
-    end = time.monotonic() - sensor.started
+    after_stop = sensor.age
     assert threading.active_count() == threads
     assert 0 < half.joules < reading.joules
-    assert reading.joules == pytest.approx(5 * (end**2 - begin**2), rel=0.15)
-    assert int(reading.detail.split(" samples")[0].split()[-1]) >= 10
+    # Between these moments, however long a busy machine took over starting and stopping.
+    least, most = 5 * (before_stop**2 - after_start**2), 5 * (after_stop**2 - before_start**2)
+    assert 0.9 * least <= reading.joules <= 1.1 * most
+    assert f"{sensor.reads} samples in" in reading.detail
 
 
 def test_starting_again_ends_the_interval_before() -> None:
@@ -546,12 +556,12 @@ def test_idle_power(tmp_path) -> None:
     idle = measure_idle(0.1, choose_meter(sysfs(tmp_path, "ina260"), pmic_adc=no_pmic))
     assert (idle.source, idle.relative_uncertainty) == ("ina260", pytest.approx(0.01))
     assert idle.watts == pytest.approx(2.19)
-    assert 0.1 < idle.seconds < 5
+    assert 0.1 < idle.seconds < 30
     model = tmp_path / "model"
     model.write_text("Raspberry Pi Zero 2 W Rev 1.0\0")
     started = time.monotonic()
     assert measure_idle(60, CpuTimeMeter(model)).watts == 0.6
-    assert time.monotonic() - started < 1, "a figure from a table takes no time"
+    assert time.monotonic() - started < 30, "a figure from a table takes no time"
     with pytest.raises(ValueError, match="positive"):
         measure_idle(0)
     with pytest.raises(ValueError, match="negative"), measure_energy(CpuTimeMeter(), baseline_seconds=-1):

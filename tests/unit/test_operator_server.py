@@ -131,7 +131,7 @@ def test_a_stream_that_does_not_look_is_cut_when_its_token_ends(home: House, mon
         started = time.monotonic()
         with pytest.raises(grpc.RpcError) as caught:
             next(call)
-        assert time.monotonic() - started < 6.0
+        assert time.monotonic() - started < 15.0
         assert caught.value.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAUTHENTICATED)
         ended.set()
     wait_until(lambda: open_streams(home) == 0)
@@ -295,7 +295,7 @@ def test_a_watch_notices_a_server_that_fell_silent(tmp_path: Path) -> None:
             started = time.monotonic()
             with pytest.raises(CoordinatorError, match="fell silent"):
                 next(views)
-            assert time.monotonic() - started < 5.0
+            assert time.monotonic() - started < 15.0
         # And the server its client: the thread of the stream is free again.
         wait_until(lambda: open_streams(home) == 0)
 

@@ -88,7 +88,7 @@ def test_close_leaves_nothing(supervise: Callable[..., Supervisor], tmp_path: Pa
     supervisor.close()
     [(child, grandchild)] = families(tmp_path)
     assert not is_alive(child)
-    wait_for(lambda: not is_alive(grandchild), 5)
+    wait_for(lambda: not is_alive(grandchild))
     assert supervisor.pid is None
     time.sleep(0.2)
     assert len(families(tmp_path)) == 1  # and it is not started again
@@ -102,7 +102,7 @@ def test_stop_ends_a_child_that_ignores_sigterm(tmp_path: Path) -> None:
     assert pid == child.pid  # the wrapper became the command
     stop(child, grace=0.3)
     assert child.returncode == -signal.SIGKILL
-    wait_for(lambda: not is_alive(grandchild), 5)
+    wait_for(lambda: not is_alive(grandchild))
     stop(child)  # twice is harmless
 
 
