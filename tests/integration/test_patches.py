@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from integration.conftest import Digits
-from integration.harness import Installation, succeed
+from integration.harness import BRIEF, Installation, succeed
 
 DONORS = ("cam-1", "cam-2", "cam-3")
 
@@ -31,7 +31,7 @@ def mixed(coordinator: Installation, digits: Digits, tmp_path_factory: pytest.Te
 @pytest.mark.timeout(600)
 def test_a_device_without_images_is_patched(mixed: Installation) -> None:
     before = mixed.model("cam-4").digest
-    request_id = mixed.forget("eight", "--without-samples", "aggregate")
+    request_id = mixed.forget("eight", "--without-samples", "aggregate", *BRIEF)
     devices = mixed.wait_completed(request_id, 400)
     assert {name: device["state"] for name, device in devices.items()} == dict.fromkeys(devices, "SUCCEEDED")
     patched = devices["cam-4"]

@@ -22,7 +22,7 @@ import pytest
 from clue_protocol.net import free_port
 from clue_protocol.process import spawn, stop
 from integration.conftest import DEVICES, Digits
-from integration.harness import FLEET, Installation, wait_for
+from integration.harness import BRIEF, FLEET, Installation, wait_for
 
 pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus (package prometheus) is missing")
 
@@ -123,7 +123,7 @@ def prometheus(fleet: Installation, tmp_path_factory: pytest.TempPathFactory) ->
     try:
         wait_for(server.ready, 30, "Prometheus to scrape")
         wait_for(lambda: server.values("clue_devices_online"), 30, "the first samples")
-        request_id = fleet.forget("eight")
+        request_id = fleet.forget("eight", *BRIEF)
         wait_for(lambda: server.values(f'clue_request_open{{request="{request_id}"}}'), 30, "the request in Prometheus")
         devices = fleet.wait_completed(request_id)
         assert {d["state"] for d in devices.values()} == {"SUCCEEDED"}

@@ -66,7 +66,8 @@ def test_64_watchers_leave_room_for_calls(home: House) -> None:
             started = time.monotonic()
             caller.list_fleets()
             slowest = max(slowest, time.monotonic() - started)
-        assert slowest < 2.0
+        # Without a thread for it, it would wait until its deadline.
+        assert slowest < 10.0
         home.fleet.lease(0, 1, 2)
         for index in range(3):
             home.fleet.report(request, index)
