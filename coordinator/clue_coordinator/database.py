@@ -113,7 +113,7 @@ def _open_sqlite(url: URL) -> Engine:
         # The driver would start transactions by itself, too late and in the wrong mode.
         connection.isolation_level = None
         cursor = connection.cursor()
-        # SQLite does not wait for its timeout here: of those that turn a new file into WAL at once, all but one fail.
+        # SQLite does not wait for its timeout here: where several turn a new file into WAL at once, some fail at once.
         for attempt in Retrying(
             retry=retry_if_exception(_is_busy),
             stop=stop_after_delay(_BUSY_SECONDS),
