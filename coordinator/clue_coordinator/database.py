@@ -114,14 +114,12 @@ def _open_sqlite(url: URL) -> Engine:
         connection.isolation_level = None
         cursor = connection.cursor()
         # SQLite does not wait for its timeout here: where several turn a new file into WAL at once, some fail at once.
-        for attempt in Retrying(
+        Retrying(
             retry=retry_if_exception(_is_busy),
             stop=stop_after_delay(_BUSY_SECONDS),
             wait=wait_random_exponential(0.01, max=1),
             reraise=True,
-        ):
-            with attempt:
-                cursor.execute("PRAGMA journal_mode=WAL")
+        )(cursor.execute, "PRAGMA journal_mode=WAL")
         # Secure delete: updates and patches of devices must not stay readable in free pages.
         for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
             cursor.execute(f"PRAGMA {pragma}")
