@@ -71,8 +71,10 @@ def test_demo(house: Installation, tmp_path: Path, option: str, devices: int) ->
     assert not _left(house)
 
 
-@pytest.mark.parametrize(("moment", "number"), [("training", signal.SIGTERM), ("unlearning", signal.SIGINT)])
-def test_demo_interrupted(house: Installation, moment: str, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("moment", "number", "status"), [("training", signal.SIGTERM, 143), ("unlearning", signal.SIGINT, 130)]
+)
+def test_demo_interrupted(house: Installation, moment: str, number: signal.Signals, status: int) -> None:
     command = ["demo", "--devices", "1", "--data", "digits", "--no-oracle"]
     log = house.root.parent / "demo.log"
     with log.open("wb") as stream:
@@ -89,7 +91,7 @@ def test_demo_interrupted(house: Installation, moment: str, number: signal.Signa
         else:
             child(demo.pid, "clue_agent.worker", 180)
         demo.send_signal(number)
-        assert demo.wait(60) == 130
+        assert demo.wait(60) == status
         wait_all_gone(house.root, 2.0)
         assert not _left(house)
         assert "Traceback" not in log.read_text()

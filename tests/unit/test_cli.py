@@ -309,7 +309,7 @@ def test_a_signal_leaves_no_trace(bundle_dir, images_root, tmp_path, number, sta
         _out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == status
+    assert process.returncode == status, err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 

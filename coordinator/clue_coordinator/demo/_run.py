@@ -3,19 +3,18 @@
 import json
 import shlex
 import shutil
-import signal
 import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from clue.stopping import stoppable
 from clue_coordinator.cli_report import write_report
 from clue_coordinator.client import OperatorClient
 from clue_coordinator.config import load_config
@@ -49,8 +48,7 @@ def run_demo(
     torch.set_num_threads(1)
     began = time.monotonic()
     # A plain kill must clean up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _interrupt)
-    with ExitStack() as stack:
+    with stoppable(), ExitStack() as stack:
         root = _root(keep, stack)
         chosen = prepare(choose(data), forget_class, devices, root, console)
         console.print(
@@ -106,10 +104,6 @@ def _report(fleet: Fleet, request_id: str, path: Path) -> str:
             return f"report to read in a browser: {write_report(client, request_id, path)}"
     except CoordinatorError as error:
         return f"no report: {error}"
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _root(keep: Path | None, stack: ExitStack) -> Path:

@@ -1,19 +1,15 @@
 """From exceptions to exit statuses: the only place where an error becomes text."""
 
 import os
-import signal
 import sys
-from types import FrameType
-from typing import NoReturn
 
 import click
 import typer
 
 from clue.errors import ClueError, HyperparameterError, UnknownClassError, UnknownMethodError
+from clue.stopping import INTERRUPTED, stoppable
 
-FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
-# Long enough to clean up after the first time.
-_ASK_AGAIN_SECONDS = 5.0
+FAILED, USAGE = 1, 2
 
 # What the user typed is wrong; everything else is something that failed.
 _USAGE_ERRORS = (HyperparameterError, UnknownClassError, UnknownMethodError)
@@ -21,14 +17,10 @@ _USAGE_ERRORS = (HyperparameterError, UnknownClassError, UnknownMethodError)
 
 def run(app: typer.Typer, arguments: list[str] | None) -> int:
     """Run ``app`` and return the exit status; every expected error is one line on stderr."""
-    # A supervisor's stop must unwind like Ctrl-C does, or half-written folders would stay behind.
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
-    signal.signal(signal.SIGTERM, _stop)
-    if previous[signal.SIGINT] == signal.default_int_handler:  # not where a shell made us ignore it
-        signal.signal(signal.SIGINT, _stop)
     try:
-        result = typer.main.get_command(app).main(arguments, prog_name="clue", standalone_mode=False)
-        sys.stdout.flush()
+        with stoppable():
+            result = typer.main.get_command(app).main(arguments, prog_name="clue", standalone_mode=False)
+            sys.stdout.flush()
         if result == INTERRUPTED:  # typer turns Ctrl-C into this status, without a word
             return _fail("interrupted", INTERRUPTED)
         return result if isinstance(result, int) else 0
@@ -47,21 +39,8 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
         return _fail(f"{where}{error.strerror or error}", FAILED)
     except MemoryError:
         return _fail("out of memory: use a smaller batch size, or fewer images", FAILED)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _fail(message: str, status: int) -> int:
     print(f"clue: error: {' '.join(message.split())}", file=sys.stderr)
     return status
-
-
-def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    """Unwind. Python drops an exception that is raised inside a destructor or a callback: then ask again."""
-    signal.signal(signal.SIGALRM, lambda _number, frame: _stop(number, frame))
-    signal.setitimer(signal.ITIMER_REAL, _ASK_AGAIN_SECONDS)
-    if number == signal.SIGTERM:
-        raise SystemExit(TERMINATED)
-    raise KeyboardInterrupt
