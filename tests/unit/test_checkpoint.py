@@ -34,6 +34,7 @@ CASES = {
     "clue, momentary masks": ("clue", {"min_steps": 6, "max_steps": 5, "refresh_mask": True, "stop_accuracy": -1.0}),
     "clue_plus": ("clue_plus", DEEP),
     "clue_plus, many proxies": ("clue_plus", DEEP | {"proxies_per_class": 20, "steps": 4}),
+    "clue_plus, two attempts": ("clue_plus", DEEP | {"depth": 1.0}),
     "clue_plus, shallow": ("clue_plus", {"depth": 0.0}),
     "delete": ("delete", {}),
     "boundary_expanding": ("boundary_expanding", TWO),

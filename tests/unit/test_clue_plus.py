@@ -44,11 +44,11 @@ def accuracies(model, data, gone):
     return float(right[lost].float().mean()), float(right[~lost].float().mean())
 
 
-@pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
-def test_the_class_goes_and_the_others_stay(digits, depth):
+@pytest.mark.parametrize(("depth", "steps"), [(0.0, 120), (0.5, 120), (1.0, 60)])
+def test_the_class_goes_and_the_others_stay(digits, depth, steps):
     model, data = digits
     before = accuracies(model, data, [8])
-    ua, ra = accuracies(forget(model, data, 8, depth=depth), data, [8])
+    ua, ra = accuracies(forget(model, data, 8, depth=depth, steps=steps), data, [8])
     assert ua == 0.0
     assert ra > before[1] - 0.04
 
@@ -132,7 +132,7 @@ def test_settings_out_of_range_are_refused(digits, name, value):
 
 def test_a_deeper_run_frees_more_layers(digits):
     model, data = digits
-    shallow, deep = (forget(model, data, 8, depth=depth, steps=2, proxy_steps=1) for depth in (0.7, 1.0))
+    shallow, deep = (forget(model, data, 8, depth=depth, steps=2, proxy_steps=1) for depth in (0.7, 0.95))
     before = model.state_dict()
 
     def changed(after):

@@ -14,17 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clue._head import silent_rows, tap_features
+from clue._head import tap_features
 from clue.errors import ForgetInputError
 from clue.methods._centre import centre_shift, sample
 from clue.methods._erasure import FeatureBank, discriminant, erasure_loss
 from clue.methods._hiding import without_logit
 from clue.methods._job import EpochRecord, ForgetJob
+from clue.methods._knowledge import PROXY_WORK, Knowledge
 from clue.methods._replay import Cut
 from clue.methods._resumption import numbered
 from clue.methods._sgd import clear_gradients, sgd_step
 from clue.methods._sources import ForgetActivations, Held
-from clue.methods._synthesis import Begun, Proxies, synthesise
+from clue.methods._synthesis import Proxies
 
 if TYPE_CHECKING:
     from clue.methods.clue_plus import CluePlusHyperparameters
@@ -35,14 +36,9 @@ _BATCH = 32
 _FULL_GAIN = 40.0
 _MOMENTUM = 0.9
 _WARM_UP = 0.1
-# Proxies in all: of a thousand classes only those have some that the forget images resemble.
-_MOST_PROXIES = 400
-_SEEDS = 256
 # Retrain's logit of a class that it never saw is about this much below its lowest other one: 0.2 and 0.5 on retained
 # images, 0.6 and 0.8 on those of the class (bird, ship).
 _BELOW = 0.5
-# Share of the work that making them is taken for where a checkpoint says how far it is.
-_PROXY_WORK = 0.3
 
 
 @dataclass
@@ -63,10 +59,24 @@ class _Position:
 
 
 class Eraser:
-    """One run; holds the cut, the proxies and the activations of the forget images."""
+    """One run; holds the cut, the proxies and the activations of the forget images.
 
-    def __init__(self, job: ForgetJob, hp: "CluePlusHyperparameters", head: nn.Linear) -> None:
-        self._job, self._hp, self._head = job, hp, head
+    The student must be as the original, apart from which of its parameters require gradients. Of ``attempts``
+    planned erasures this is number ``attempt``, from 0.
+    """
+
+    def __init__(
+        self,
+        job: ForgetJob,
+        hp: "CluePlusHyperparameters",
+        head: nn.Linear,
+        known: Knowledge,
+        *,
+        attempt: int = 0,
+        attempts: int = 1,
+    ) -> None:
+        self._job, self._hp, self._head, self._absent = job, hp, head, known.absent
+        self._attempt, self._attempts = attempt, attempts
         self._gain = _FULL_GAIN * hp.depth**2
         self._required = [parameter.requires_grad for parameter in job.student.parameters()]
         self._free = free_last_layers(job, head, hp.freed)
@@ -75,25 +85,24 @@ class Eraser:
             for name, parameter in job.student.named_parameters()
             if parameter.requires_grad
         }
-        # The class, and those that earlier runs erased or that have no proxy: nothing there to hold on to.
-        self._absent = [job.forget_class]
-        seeds = self._seed_images()
-        self._cut = Cut(job.student, self._free, seeds)
-        proxies = self._make_proxies(seeds)
-        self._held = self._hold(proxies)
-        self._one_hot = F.one_hot(proxies.labels, head.out_features).float()
+        self._cut = Cut(job.student, self._free, known.seeds)
+        self._held = self._hold(known.proxies)
+        self._one_hot = F.one_hot(known.proxies.labels, head.out_features).float()
         deviation = self._held.features.std(0, unbiased=False)
         self._deviation = deviation + 1e-3 + 1e-2 * deviation.mean()
-        self._shift = self._centre(seeds)
+        self._shift = self._centre(known.seeds)
         self._forget = ForgetActivations(job, self._cut, self._opinion)
 
-    def run(self) -> None:
-        """Overwrite the row, then erase step by step."""
+    def run(self) -> dict[str, Tensor]:
+        """Overwrite the row, then erase step by step; the parameters that this changed, by name."""
         hp, job = self._hp, self._job
         velocity: list[Tensor | None] = [None] * len(self._free)
         directions: tuple[Tensor, Tensor] | None = None
         at = _Position()
         saved = job.resumption.restore(job, "erase")
+        if saved is not None and saved.finished:
+            self._take(saved.tensors)
+            return saved.tensors
         if saved is None:
             self._overwrite_row()
             bank, retained = self._fill_bank(), self._held.features.clone()
@@ -130,13 +139,31 @@ class Eraser:
                     at.sums[name] = at.sums.get(name, 0.0) + float(value.detach())
                 if at.since == every or at.step == hp.steps:
                     means = {name: value / at.since for name, value in at.sums.items()}
-                    job.end_epoch(EpochRecord(means, changed, at.hits / at.seen), -(-hp.steps // every))
+                    planned = self._attempts * -(-hp.steps // every)
+                    job.end_epoch(EpochRecord(means, changed, at.hits / at.seen), planned)
                     at.reported()
                 if at.step == hp.steps:
                     break
                 if job.resumption.due():
                     self._save(at, velocity, bank, retained, directions)
             at.pieces = 0
+        result = self._result()
+        job.resumption.keep(job, result)
+        self._unfreeze()
+        return result
+
+    def _result(self) -> dict[str, Tensor]:
+        own = {id(parameter) for parameter in (*self._free, *self._head.parameters())}
+        return {name: p.detach().clone() for name, p in self._job.student.named_parameters() if id(p) in own}
+
+    @torch.no_grad()
+    def _take(self, result: dict[str, Tensor]) -> None:
+        for name, parameter in self._job.student.named_parameters():
+            if name in result:
+                parameter.copy_(result[name])
+        self._unfreeze()
+
+    def _unfreeze(self) -> None:
         for parameter, required in zip(self._job.student.parameters(), self._required, strict=True):
             parameter.grad = None
             parameter.requires_grad_(required)
@@ -155,13 +182,9 @@ class Eraser:
             **{"bank.features": bank.features, "bank.weights": bank.weights, "retained": retained},
             **{"common": directions[0], "by_class": directions[1]},
         }
-        done = _PROXY_WORK + (1 - _PROXY_WORK) * at.step / self._hp.steps
+        erased = (self._attempt + at.step / self._hp.steps) / self._attempts
+        done = PROXY_WORK + (1 - PROXY_WORK) * erased
         self._job.resumption.save(self._job, done, tensors, asdict(at))
-
-    def _save_proxies(self, begun: Begun) -> None:
-        if self._job.resumption.due():
-            done = _PROXY_WORK * begun.count / len(begun.asked)
-            self._job.resumption.save(self._job, done, begun.tensors(), {})
 
     def _losses(
         self,
@@ -199,60 +222,6 @@ class Eraser:
         logits, _ = self._forward(activations, old=True)
         # Sharpened before the forget logit is removed: the removed one is too large to be multiplied.
         return F.softmax(without_logit(logits * self._hp.sharpness, self._absent), 1)
-
-    def _seed_images(self) -> Tensor:
-        """Forget images to start proxies from."""
-        seeds: list[Tensor] = []
-        for images in self._job.batches():
-            seeds.append(images)
-            if sum(len(batch) for batch in seeds) >= _SEEDS:
-                break
-        return torch.cat(seeds)[:_SEEDS]
-
-    def _make_proxies(self, seeds: Tensor) -> Proxies:
-        job, hp, classes = self._job, self._hp, self._head.out_features
-        candidates = [index for index in range(classes) if index != job.forget_class]
-        per_class = hp.proxies_per_class
-        if len(candidates) * per_class > _MOST_PROXIES:
-            per_class = max(1, _MOST_PROXIES // len(candidates))
-            candidates = self._resembling(seeds, candidates, _MOST_PROXIES // per_class)
-        made = self._synthesise(seeds, candidates, per_class)
-        # A row that was erased before points against the mean feature of everything else.
-        mean_feature = torch.cat([self._features(piece) for piece in made.images.split(_BATCH)]).mean(0)
-        erased = set(silent_rows(self._head, mean_feature)) - {job.forget_class}
-        known = torch.tensor([int(label) not in erased for label in made.labels], device=job.device)
-        if not bool(known.any()):
-            raise ForgetInputError("no class is left that the model still knows: there is nothing to retain")
-        labels = made.labels[known]
-        present = set(labels.tolist())
-        self._absent = [index for index in range(classes) if index not in present]
-        return Proxies(made.images[known], labels)
-
-    def _synthesise(self, seeds: Tensor, candidates: list[int], per_class: int) -> Proxies:
-        """Proxies of the candidates, or those that a checkpoint holds: to make them takes half of the time."""
-        job, steps = self._job, self._hp.proxy_steps
-        saved = job.resumption.restore(job, "proxies")
-        if saved is not None and saved.finished:
-            return Begun.of(saved.tensors).proxies()
-        begun = None if saved is None else Begun.of(saved.tensors)
-        watch = self._save_proxies
-        made = synthesise(job.student, seeds, candidates, per_class, steps, job.generator, begun=begun, watch=watch)
-        job.resumption.keep(job, {"asked": made.labels, "images": made.images, "labels": made.labels})
-        return made
-
-    @torch.no_grad()
-    def _resembling(self, seeds: Tensor, candidates: list[int], count: int) -> list[int]:
-        """The ``count`` classes that the original sees most in the forget images."""
-        logits = torch.cat([self._job.student(piece) for piece in seeds.split(_BATCH)]).float()
-        seen = F.softmax(without_logit(logits, self._absent), 1).mean(0)
-        chosen = seen[candidates].topk(min(count, len(candidates))).indices.tolist()
-        return sorted(candidates[index] for index in chosen)
-
-    @torch.no_grad()
-    def _features(self, images: Tensor) -> Tensor:
-        with tap_features(self._job.student) as tap:
-            self._job.student(images)
-        return tap.features
 
     @torch.no_grad()
     def _hold(self, proxies: Proxies) -> Held:

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from clue._head import HeadError, classifier_head, overwrite_row, tap_features
-from clue.methods._eraser import Eraser
+from clue.methods._attempts import erase
 from clue.methods._hiding import distil_without_class
 from clue.methods._job import ForgetJob
 from clue.methods._registry import Hyperparameters, register_method
@@ -39,7 +39,9 @@ class CluePlusHyperparameters(Hyperparameters):
 
     Attributes:
         depth: how thoroughly the features are erased, in [0, 1]: L_L has the weight 40 depth^2, and beyond 0.7
-            more layers may change. More costs retained accuracy and time; 0 leaves the features alone.
+            more layers may change. At 1 the result is attacked by relearning, erased in another way if it gives
+            way, and the better of both is kept (:mod:`clue.methods._attempts`). More costs retained accuracy and
+            time; 0 leaves the features alone.
         steps: updates, >= 1, whatever the size of the forget set.
         lr: peak of the one-cycle learning rate of SGD with momentum 0.9, > 0.
         clip: largest norm of the gradient, > 0.
@@ -92,7 +94,7 @@ def run(job: ForgetJob, hp: CluePlusHyperparameters) -> None:
         distil_without_class(job)
         overwrite_row(job.student, job.forget_class, margin=5.0)
         return
-    Eraser(job, hp, head).run()
+    erase(job, hp, head)
 
 
 def _suitable_head(job: ForgetJob) -> nn.Linear | None:
