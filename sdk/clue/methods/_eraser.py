@@ -149,7 +149,7 @@ class Eraser:
             at.pieces = 0
         result = self._result()
         job.resumption.keep(job, result)
-        self._unfreeze()
+        self._finish()
         return result
 
     def _result(self) -> dict[str, Tensor]:
@@ -161,9 +161,11 @@ class Eraser:
         for name, parameter in self._job.student.named_parameters():
             if name in result:
                 parameter.copy_(result[name])
-        self._unfreeze()
+        self._finish()
 
-    def _unfreeze(self) -> None:
+    def _finish(self) -> None:
+        # It refers back to this object, so without this the next attempt would begin with two of them in memory.
+        self._forget.release()
         for parameter, required in zip(self._job.student.parameters(), self._required, strict=True):
             parameter.grad = None
             parameter.requires_grad_(required)
