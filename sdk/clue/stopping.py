@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 INTERRUPTED, TERMINATED = 130, 143
 _ASK_AGAIN_SECONDS = 5.0
@@ -19,15 +20,19 @@ def stoppable() -> Iterator[None]:
     abort(): the first signal waits until the import is over, a second one does not. Python drops an exception that
     is raised inside a destructor or a callback: as long as nothing unwinds, the stop is asked for again. Whatever
     leaves the block after a signal is the stop, also where a library has put an error of its own in its place.
-    For the main thread.
+    Work that ends well before that counts as done. For the main thread.
 
     Raises:
         KeyboardInterrupt: SIGINT came.
         SystemExit: SIGTERM came; the code is ``TERMINATED``.
     """
     came: list[int] = []
+    previous: dict[int, Any] = {}
 
     def stop(number: int, frame: FrameType | None) -> None:
+        # Not before: until a stop came the timer belongs to whoever set it.
+        if not came:
+            previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, ask_again)
         came.append(number)
         if len(came) == 1 and _is_importing(frame):
             signal.setitimer(signal.ITIMER_REAL, _IMPORT_SECONDS)
@@ -42,18 +47,18 @@ def stoppable() -> Iterator[None]:
         if not importing and not _is_unwinding():
             raise _stop_of(came[0])
 
-    handlers = {signal.SIGTERM: stop, signal.SIGALRM: ask_again}
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not where a shell made us ignore it
-        handlers[signal.SIGINT] = stop
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
+        previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
+        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not where a shell made us ignore it
+            previous[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
         yield
     except BaseException as error:
         if not came:
             raise
         raise _stop_of(came[0]) from error
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if came:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
 

@@ -1,7 +1,9 @@
 """clue_plus at depth 1: it attacks its own result, and erases once more where that gives way."""
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -17,10 +19,11 @@ from clue.methods._synthesis import Proxies
 QUICK = {"steps": 6, "proxies_per_class": 4, "proxy_steps": 2, "batch": 16}
 
 
-def forget(progress=None, **settings):
+def forget(progress=None, checkpoint=None, **settings):
     return clue.forget(
-        trained(), forget_set(50), FORGET, "clue_plus", 0, progress, hyperparameters=QUICK | settings, batch_size=20
-    )
+        trained(), forget_set(50), FORGET, "clue_plus", 0, progress,
+        hyperparameters=QUICK | settings, batch_size=20, checkpoint=checkpoint,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def same(model, state):
 
 
 @pytest.mark.parametrize(
-    ("found", "attacks", "kept"), [((60,), 1, 0), ((40, 50), 2, 1), ((40, 30), 2, 0), ((9, 9), 2, 0)]
+    ("found", "attacks", "kept"), [((60,), 1, 0), ((40, 50), 2, 1), ((40, 30), 2, 0), ((9, 9), 2, 0), ((0, 0), 2, 1)]
 )
 def test_what_resists_longer_is_kept(resisting, found, attacks, kept):
     made = resisting(*found)
@@ -84,17 +87,79 @@ def test_progress_covers_both_attempts(resisting):
     forget(lambda step: fractions.append(step.fraction), depth=1.0)
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
-    assert len(fractions) == 12
+    assert len(fractions) == 13
 
 
-def batch():
-    """What an attacker has; the proxies are the real thing here."""
+def test_progress_ends_at_one_where_one_attempt_is_enough(resisting):
+    resisting(60)
+    fractions = []
+    forget(lambda step: fractions.append(step.fraction), depth=1.0)
+    assert fractions[-2:] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(("found", "kept"), [((40, 50), 1), ((40, 30), 0)])
+def test_the_report_is_of_the_attempt_that_is_kept(resisting, found, kept):
+    resisting(*found)
+    losses = []
+    report = forget(lambda step: losses.append(step.loss), depth=1.0).report
+    assert [epoch["total"] for epoch in report.losses] == losses[:12][6 * kept : 6 * kept + 6]
+
+
+def test_a_judged_attempt_is_neither_made_nor_attacked_again(resisting):
+    class Kept:
+        every_seconds = 0.0
+        last = None
+
+        def save(self, data):
+            self.last = data
+
+        def load(self):
+            return self.last
+
+    made, kept = resisting(20, 30), Kept()
+    expected = forget(depth=1.0, checkpoint=kept)
+    made.clear()
+    resisting_again = resisting(30)
+    resumed = forget(depth=1.0, checkpoint=kept)
+    assert len(resisting_again) == 1
+    assert same(resumed.model, expected.model.state_dict())
+    assert resumed.report.losses == expected.report.losses
+    assert not resumed.report.warnings
+
+
+def test_the_first_attempt_is_gone_from_memory_when_it_is_attacked(monkeypatch):
+    alive = []
+    gc.disable()
+    try:
+        make = _attempts.Eraser
+
+        def remember(*arguments, **options):
+            eraser = make(*arguments, **options)
+            alive.append(weakref.ref(eraser))
+            return eraser
+
+        monkeypatch.setattr(_attempts, "Eraser", remember)
+        monkeypatch.setattr(_attempts, "steps_resisted", lambda *_: alive.append(alive[-1]()) or 0)
+        forget(depth=1.0)
+    finally:
+        gc.enable()
+    assert len(alive) == 4
+    assert alive[1] is None
+    assert alive[3] is None
+
+
+def known(count=30):
+    """What a model would know; the proxies are the real thing here."""
     retained = [label for label in range(CLASSES) if label != FORGET]
     proxies = Proxies(
         torch.cat([images_of(label, 4 + 4 * label, seed=5) for label in retained]),
         torch.tensor([label for label in retained for _ in range(4 + 4 * label)]),
     )
-    return attackers_batch(Knowledge(images_of(FORGET, 30, seed=5), proxies, [FORGET]), FORGET)
+    return Knowledge(images_of(FORGET, count, seed=5), proxies, [FORGET])
+
+
+def batch():
+    return attackers_batch(known(), FORGET)
 
 
 def test_the_attackers_batch_has_at_most_ten_images_of_each_class():
@@ -105,9 +170,9 @@ def test_the_attackers_batch_has_at_most_ten_images_of_each_class():
 
 
 def test_a_model_that_knows_the_class_resists_no_step_and_one_that_was_erased_some():
-    known, erased = trained(), forget(steps=60).model
+    original, erased = trained(), forget(steps=60).model
     attacker = batch()
-    assert steps_resisted(copy.deepcopy(known), *attacker, 60) == 0
+    assert steps_resisted(copy.deepcopy(original), *attacker, 60) == 0
     assert steps_resisted(copy.deepcopy(erased), *attacker, 60) > 5
     assert steps_resisted(copy.deepcopy(erased), *attacker, 3) == 3
 
@@ -125,10 +190,24 @@ def test_the_attack_is_that_of_the_evaluation(monkeypatch):
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
 
 
-def test_an_attack_that_diverges_brings_nothing_back():
+@pytest.mark.parametrize("count", [1, 3, 10, 30])
+def test_few_images_weigh_as_much_as_ten(count):
+    images, classes = attackers_batch(known(count), FORGET)
+    assert int((classes == FORGET).sum()) == 10
+    assert torch.equal(images[:10][:count], images_of(FORGET, count, seed=5)[:10])
+
+
+def test_parameters_that_have_no_gradient_are_left_alone():
+    model = trained()
+    model.register_parameter("table", torch.nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False))
+    assert steps_resisted(model, *batch(), 3) == 0
+    assert not model.table.requires_grad
+
+
+def test_an_attack_that_diverges_tells_nothing():
     erased = forget(steps=60).model
     images, classes = batch()
-    assert steps_resisted(copy.deepcopy(erased), images * math.inf, classes, 9) == 9
+    assert steps_resisted(copy.deepcopy(erased), images * math.inf, classes, 9) == 0
 
 
 def test_flags_and_gradients_are_given_back_by_the_attack():

@@ -29,7 +29,7 @@ def handlers_are_given_back():
     handlers = [signal.getsignal(number) for number in numbers]
     yield
     assert [signal.getsignal(number) for number in numbers] == handlers
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert not 0 < signal.getitimer(signal.ITIMER_REAL)[0] < 60  # the runner's own is longer
     signal.signal(signal.SIGINT, before)
 
 
@@ -48,8 +48,10 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 def ends_with(kind: type[BaseException], work: Callable[[], None]) -> None:
     """``work`` in a stoppable block raises ``kind``."""
-    with pytest.raises(kind), stopping.stoppable():
+    with pytest.raises(kind) as stopped, stopping.stoppable():
         work()
+    # A block that waited in vain ends as a stop, too.
+    assert not isinstance(stopped.value.__cause__, AssertionError)
 
 
 @BOTH
@@ -92,6 +94,7 @@ def test_cleaning_up_is_not_cut_off(number, status, kind, monkeypatch) -> None:
     cleaned: list[str] = []
 
     def clean_up() -> None:
+        asked.clear()
         try:
             raise FileNotFoundError
         except FileNotFoundError:  # an error of its own does not make it look like work
@@ -136,6 +139,19 @@ def test_an_import_is_brought_to_its_end_unless_somebody_asks_twice(
 def test_without_a_signal_errors_pass_as_they_are() -> None:
     with pytest.raises(ValueError, match="as it is"), stopping.stoppable():
         raise ValueError("as it is")
+
+
+def test_an_alarm_of_somebody_else_stays_theirs() -> None:
+    rung: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, _frame: rung.append(number))
+    try:
+        with stopping.stoppable():
+            signal.raise_signal(signal.SIGALRM)
+            signal.setitimer(signal.ITIMER_REAL, 100)
+        assert rung == [signal.SIGALRM]
+        assert signal.setitimer(signal.ITIMER_REAL, 0)[0] > 0
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_an_ignored_interrupt_stays_ignored() -> None:

@@ -19,15 +19,20 @@ _LEARNING_RATE = 1e-2
 _MOMENTUM = 0.9
 # Cross-entropy of the attacker's images of the class: from here on most of the test images are back.
 _BACK = 1.0
-# Small pieces keep the memory of a step as small as that of unlearning; with batch-norm frozen they change nothing.
+# In pieces a step needs a quarter of the memory for activations; with batch-norm frozen they change nothing.
 _PIECE = 25
 
 
 def attackers_batch(known: Knowledge, forget_class: int) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) and classes (N,): up to ten of the forgotten class, which come first, and of each other."""
+    """Images (N, C, H, W) and classes (N,): ten of the forgotten class, which come first, and up to ten of each other.
+
+    An attacker may have more images of the class than the device: missing ones are mirrored, then repeated.
+    """
     labels = known.proxies.labels
-    images = [known.seeds[:_PER_CLASS]]
-    classes = [torch.full((len(images[0]),), forget_class, device=labels.device)]
+    seeds = known.seeds[:_PER_CLASS]
+    seeds = torch.cat([seeds, seeds.flip(3)])
+    images = [seeds[torch.arange(_PER_CLASS) % len(seeds)]]
+    classes = [torch.full((_PER_CLASS,), forget_class, device=labels.device)]
     present = labels.unique()
     per_class = max(1, min(_PER_CLASS, _MOST_RETAINED // len(present)))
     for label in present:
@@ -38,7 +43,7 @@ def attackers_batch(known: Knowledge, forget_class: int) -> tuple[Tensor, Tensor
 
 
 def steps_resisted(model: nn.Module, images: Tensor, classes: Tensor, limit: int) -> int:
-    """Updates that the attacker needs until the class is back, at most ``limit``.
+    """Updates that the attacker needs until the class is back, at most ``limit``; 0 if the attack diverges.
 
     Args:
         model: in eval mode; the attack changes all of its parameters.
@@ -46,7 +51,7 @@ def steps_resisted(model: nn.Module, images: Tensor, classes: Tensor, limit: int
         classes: their classes, shape (N,).
         limit: updates after which the attacker gives up.
     """
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     required = [parameter.requires_grad for parameter in parameters]
     velocity: list[Tensor | None] = [None] * len(parameters)
     asked = int((classes == classes[0]).sum())
@@ -56,9 +61,9 @@ def steps_resisted(model: nn.Module, images: Tensor, classes: Tensor, limit: int
         for step in range(limit):
             clear_gradients(parameters)
             losses = torch.cat([_backward(model, *piece, len(images)) for piece in _pieces(images, classes)])
-            # An attack that diverges has not brought the class back.
+            # That says nothing of what the model resists.
             if not bool(torch.isfinite(losses).all()):
-                return limit
+                return 0
             if float(losses[:asked].mean()) < _BACK:
                 return step
             sgd_step(parameters, velocity, _LEARNING_RATE, _MOMENTUM, 0.0)

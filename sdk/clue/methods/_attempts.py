@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from clue.methods._attack import attackers_batch, steps_resisted
 from clue.methods._eraser import Eraser
-from clue.methods._job import ForgetJob
+from clue.methods._job import ForgetJob, Progress
 from clue.methods._knowledge import recall
 
 if TYPE_CHECKING:
     from clue.methods.clue_plus import CluePlusHyperparameters
 
-# Weight of the erasure and number of layers of the first attempt, by those of the second.
+# Weight of the erasure and number of layers of the first attempt, by those of the second (free_share permitting).
 _LESS_WEIGHT = 0.72
 _FEWER_LAYERS = 0.9
 # Half as many again as the attack that a result is judged by.
 _ENOUGH_STEPS = 60
+_RESISTED = "steps resisted"
 
 
 def erase(job: ForgetJob, hp: "CluePlusHyperparameters", head: nn.Linear) -> None:
@@ -35,18 +36,32 @@ def erase(job: ForgetJob, hp: "CluePlusHyperparameters", head: nn.Linear) -> Non
         return
     known = recall(job, hp, head)
     batch = attackers_batch(known, job.forget_class)
-    limit, longest, best = _ENOUGH_STEPS, -1, {}
-    for number, settings in enumerate((_milder(hp), hp)):
-        result = Eraser(job, settings, head, known, attempt=number, attempts=2).run()
-        resisted = steps_resisted(job.student, *batch, limit)
-        _set(job, {})
-        if resisted > longest:
-            longest, best = resisted, result
-        if longest == _ENOUGH_STEPS:
+    attempts = (_milder(hp), hp)
+    limit, best, kept = _ENOUGH_STEPS, {}, 0
+    for number, settings in enumerate(attempts):
+        saved = job.resumption.ended(job, "erase")
+        if saved is not None:
+            result, resisted = saved.tensors, int(saved.tensors[_RESISTED])
+        else:
+            result = Eraser(job, settings, head, known, attempt=number, attempts=len(attempts)).run()
+            resisted = steps_resisted(job.student, *batch, limit)
+            _set(job, {})
+            job.resumption.keep(job, result | {_RESISTED: torch.tensor(resisted)})
+        if number == 0 or resisted == limit:
+            best, kept = result, number
+        if resisted == _ENOUGH_STEPS:
             break
-        # More than that need not be known to tell which is better.
-        limit = longest + 1
+        # One more decides it; where the attack told nothing the deeper one is kept.
+        limit = resisted + 1 if resisted else 0
     _set(job, best)
+    _report(job, kept, number + 1)
+
+
+def _report(job: ForgetJob, kept: int, made: int) -> None:
+    """Leave the records of the attempt that is kept, and say that all is done."""
+    each = len(job.epochs) // made
+    job.epochs[:] = job.epochs[kept * each : (kept + 1) * each]
+    job.on_progress(Progress(1.0, each, each, job.epochs[-1].losses["total"]))
 
 
 def _milder(hp: "CluePlusHyperparameters") -> "CluePlusHyperparameters":

@@ -94,15 +94,12 @@ class Eraser:
         self._forget = ForgetActivations(job, self._cut, self._opinion)
 
     def run(self) -> dict[str, Tensor]:
-        """Overwrite the row, then erase step by step; the parameters that this changed, by name."""
+        """Overwrite the row, then erase step by step; the parameters that this changed, by name. For one call."""
         hp, job = self._hp, self._job
         velocity: list[Tensor | None] = [None] * len(self._free)
         directions: tuple[Tensor, Tensor] | None = None
         at = _Position()
         saved = job.resumption.restore(job, "erase")
-        if saved is not None and saved.finished:
-            self._take(saved.tensors)
-            return saved.tensors
         if saved is None:
             self._overwrite_row()
             bank, retained = self._fill_bank(), self._held.features.clone()
@@ -147,28 +144,13 @@ class Eraser:
                 if job.resumption.due():
                     self._save(at, velocity, bank, retained, directions)
             at.pieces = 0
-        result = self._result()
-        job.resumption.keep(job, result)
-        self._finish()
-        return result
-
-    def _result(self) -> dict[str, Tensor]:
-        own = {id(parameter) for parameter in (*self._free, *self._head.parameters())}
-        return {name: p.detach().clone() for name, p in self._job.student.named_parameters() if id(p) in own}
-
-    @torch.no_grad()
-    def _take(self, result: dict[str, Tensor]) -> None:
-        for name, parameter in self._job.student.named_parameters():
-            if name in result:
-                parameter.copy_(result[name])
-        self._finish()
-
-    def _finish(self) -> None:
-        # It refers back to this object, so without this the next attempt would begin with two of them in memory.
-        self._forget.release()
         for parameter, required in zip(self._job.student.parameters(), self._required, strict=True):
             parameter.grad = None
             parameter.requires_grad_(required)
+        # It refers back to this object, whose memory the next attempt needs.
+        del self._forget
+        own = {id(parameter) for parameter in (*self._free, *self._head.parameters())}
+        return {name: p.detach().clone() for name, p in self._job.student.named_parameters() if id(p) in own}
 
     def _save(
         self,

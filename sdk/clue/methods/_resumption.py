@@ -134,6 +134,13 @@ class Resumption:
         own = {name: tensor.to(job.device) for name, tensor in _under("loop.", tensors).items()}
         return Saved(own, header["numbers"])
 
+    def ended(self, job: "ForgetJob", loop: str) -> Saved | None:
+        """What this loop, the next one, handed to :meth:`keep` if the checkpoint is of a later one; else None."""
+        loops = [*self._loops, loop]
+        if self._found is None or not self._found[0]["loops"][: len(loops)] == loops != self._found[0]["loops"]:
+            return None
+        return self.restore(job, loop)
+
     def keep(self, job: "ForgetJob", results: dict[str, Tensor]) -> None:
         """The loop has ended: every later checkpoint of the job holds its results."""
         if self._checkpoint is not None:

@@ -88,10 +88,6 @@ class ForgetActivations:
             activations = torch.stack([rows[index] for index in chosen.tolist()]).to(self._dtype)
             yield activations, weights[chosen.to(weights.device)]
 
-    def release(self) -> None:
-        """Give up what is kept; passes after this one would compute it anew."""
-        self._kept = None
-
     def _order(self, size: int) -> Iterator[Tensor]:
         yield from torch.randperm(self._job.samples, generator=self._job.generator).split(size)
 
