@@ -119,9 +119,9 @@ def test_a_judged_attempt_is_neither_made_nor_attacked_again(resisting):
     made, kept = resisting(20, 30), Kept()
     expected = forget(depth=1.0, checkpoint=kept)
     made.clear()
-    resisting_again = resisting(30)
+    resisting(30)
     resumed = forget(depth=1.0, checkpoint=kept)
-    assert len(resisting_again) == 1
+    assert len(made) == 1
     assert same(resumed.model, expected.model.state_dict())
     assert resumed.report.losses == expected.report.losses
     assert not resumed.report.warnings

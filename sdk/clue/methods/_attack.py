@@ -55,12 +55,13 @@ def steps_resisted(model: nn.Module, images: Tensor, classes: Tensor, limit: int
     required = [parameter.requires_grad for parameter in parameters]
     velocity: list[Tensor | None] = [None] * len(parameters)
     asked = int((classes == classes[0]).sum())
+    pieces = list(zip(images.split(_PIECE), classes.split(_PIECE), strict=True))
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
         for step in range(limit):
             clear_gradients(parameters)
-            losses = torch.cat([_backward(model, *piece, len(images)) for piece in _pieces(images, classes)])
+            losses = torch.cat([_backward(model, *piece, len(images)) for piece in pieces])
             # That says nothing of what the model resists.
             if not bool(torch.isfinite(losses).all()):
                 return 0
@@ -72,10 +73,6 @@ def steps_resisted(model: nn.Module, images: Tensor, classes: Tensor, limit: int
         for parameter, was in zip(parameters, required, strict=True):
             parameter.grad = None
             parameter.requires_grad_(was)
-
-
-def _pieces(images: Tensor, classes: Tensor) -> "zip[tuple[Tensor, Tensor]]":
-    return zip(images.split(_PIECE), classes.split(_PIECE), strict=True)
 
 
 def _backward(model: nn.Module, images: Tensor, classes: Tensor, count: int) -> Tensor:

@@ -137,9 +137,9 @@ class Resumption:
     def ended(self, job: "ForgetJob", loop: str) -> Saved | None:
         """What this loop, the next one, handed to :meth:`keep` if the checkpoint is of a later one; else None."""
         loops = [*self._loops, loop]
-        if self._found is None or not self._found[0]["loops"][: len(loops)] == loops != self._found[0]["loops"]:
-            return None
-        return self.restore(job, loop)
+        found = [] if self._found is None else self._found[0]["loops"]
+        is_later = len(found) > len(loops) and found[: len(loops)] == loops
+        return self.restore(job, loop) if is_later else None
 
     def keep(self, job: "ForgetJob", results: dict[str, Tensor]) -> None:
         """The loop has ended: every later checkpoint of the job holds its results."""
